@@ -1,0 +1,17 @@
+"""Forwards of our own over diffusers' and transformers' modules, which serve as containers of weights.
+
+The flow from layer to layer is written out here, so that a UNet can be run in two halves with the ControlNets
+beside the first, and so that anything can be looked at on its way:
+
+    text.encode(text_encoder, ids)          -> context          what the prompt says, one vector a token
+    unet.encode(unet, x, emb, context)      -> skips, middle    the half that reads
+    controlnet.residuals(net, x, ...)       -> one residual for each skip and the middle
+    unet.decode(unet, skips, middle, ...)   -> out              the half that writes
+    vae.decode(vae, latents)                -> picture
+
+Each module says in its `check` what it cannot run, when the weights are loaded and not in the loop.
+"""
+
+from rawdiff.nets import blocks, controlnet, text, unet, vae
+
+__all__ = ["blocks", "controlnet", "text", "unet", "vae"]

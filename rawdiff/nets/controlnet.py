@@ -1,0 +1,104 @@
+"""A ControlNet: a copy of the UNet's reading half that sees a hint (Zhang et al. 2023, arXiv 2302.05543)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from rawdiff.errors import WeightsError
+from rawdiff.nets import blocks
+
+__all__ = ["Residuals", "add", "check", "embed_hint", "guess_scales", "pools", "residuals"]
+
+
+class Residuals(NamedTuple):
+    """What a ControlNet adds to the UNet, of the skips' shapes or [N,C,1,1] from a net that pools."""
+
+    skips: tuple[Tensor, ...]
+    middle: Tensor
+
+
+def check(net: Any, unet: Any) -> None:
+    """Raise WeightsError if this ControlNetModel has parts not run here, or does not fit `unet`."""
+    blocks.check_config(net, "controlnet")
+    blocks.check_blocks(net.down_blocks, blocks.DOWN, "controlnet, down")
+    blocks.check_blocks([net.mid_block], [blocks.MIDDLE], "controlnet, middle")
+    order = net.config.controlnet_conditioning_channel_order
+    if order not in ("rgb", "bgr"):
+        raise WeightsError(f"controlnet: channel order {order!r}, expected 'rgb' or 'bgr'")
+    for key in ("in_channels", "block_out_channels", "layers_per_block", "cross_attention_dim"):
+        found, expected = net.config[key], unet.config[key]
+        if _listed(found) != _listed(expected):
+            raise WeightsError(
+                f"controlnet: {key} is {found}, but the unet's is {expected}: "
+                "use a ControlNet made for this model's family"
+            )
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def pools(net: Any) -> bool:
+    """Whether its residuals are averaged over the picture (a net that passes on a look and no places)."""
+    return bool(net.config.global_pool_conditions)
+
+
+def embed_hint(net: Any, hint: Tensor) -> Tensor:
+    """The hint [1 or B,3,8h,8w] in 0..1 as features [1 or B,C,h,w]; the same at every step of a run."""
+    if net.config.controlnet_conditioning_channel_order == "bgr":
+        hint = hint.flip(1)
+    embedding = net.controlnet_cond_embedding
+    x = functional.silu(embedding.conv_in(hint))
+    for convolution in embedding.blocks:
+        x = functional.silu(convolution(x))
+    result: Tensor = embedding.conv_out(x)
+    return result
+
+
+def guess_scales(net: Any) -> Tensor | None:
+    """Guess mode's weights [n+1] fp32 on the CPU, 0.1 to 1: one for each skip, the last for the middle.
+
+    None for a net that pools: its residuals have no places, and keep their size.
+    """
+    return None if pools(net) else torch.logspace(-1, 0, len(net.controlnet_down_blocks) + 1)
+
+
+def residuals(
+    net: Any,
+    x: Tensor,
+    t: Tensor,
+    context: Tensor,
+    features: Tensor,
+    weight: Tensor,
+    guess: Tensor | None = None,
+) -> Residuals:
+    """Run the net on `x` [N,4,h,w] at timesteps `t` ([1] or [N] fp32), with the hint's `features`.
+
+    `weight` is a tensor without dimensions; `guess` holds guess mode's weights ([n+1] fp32) or is None.
+    """
+    emb = blocks.embed_time(net, t, x)
+    x = net.conv_in(x) + features
+    skips = [x]
+    for block in net.down_blocks:
+        x, more = blocks.down(block, x, emb, context)
+        skips += more
+    x = blocks.middle(net.mid_block, x, emb, context)
+
+    outputs = [out(skip) for out, skip in zip(net.controlnet_down_blocks, skips, strict=True)]
+    outputs.append(net.controlnet_mid_block(x))
+    # A tensor without dimensions leaves the dtype of the other factor as it is.
+    scales = [weight] * len(outputs) if guess is None else list((guess * weight).unbind())
+    outputs = [output * scale for output, scale in zip(outputs, scales, strict=True)]
+    if pools(net):
+        outputs = [output.mean(dim=(2, 3), keepdim=True) for output in outputs]
+    return Residuals(tuple(outputs[:-1]), outputs[-1])
+
+
+def add(first: Residuals, second: Residuals) -> Residuals:
+    """The sum of two nets' residuals; sum many from left to right."""
+    skips = tuple(a + b for a, b in zip(first.skips, second.skips, strict=True))
+    return Residuals(skips, first.middle + second.middle)

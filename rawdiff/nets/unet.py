@@ -1,0 +1,56 @@
+"""The UNet in two halves: `encode` reads the latents, `decode` writes the prediction.
+
+ControlNets touch a UNet only at the skips and the middle that pass between the halves (Zhang et al. 2023,
+arXiv 2302.05543), so that they can run beside `encode`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from rawdiff.errors import WeightsError
+from rawdiff.nets import blocks
+
+__all__ = ["check", "decode", "encode", "forward"]
+
+
+def check(unet: Any) -> None:
+    """Raise WeightsError if this UNet2DConditionModel has parts that `encode` and `decode` do not run."""
+    blocks.check_config(unet, "unet")
+    blocks.check_blocks(unet.down_blocks, blocks.DOWN, "unet, down")
+    blocks.check_blocks([unet.mid_block], [blocks.MIDDLE], "unet, middle")
+    blocks.check_blocks(unet.up_blocks, blocks.UP, "unet, up")
+    if unet.conv_norm_out is None:
+        raise WeightsError("unet: no conv_norm_out, expected a group norm before the last convolution")
+
+
+def encode(unet: Any, x: Tensor, emb: Tensor, context: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Read `x` [N,4,h,w]: the skips, from the largest down, and the middle block's result."""
+    x = unet.conv_in(x)
+    skips = [x]
+    for block in unet.down_blocks:
+        x, more = blocks.down(block, x, emb, context)
+        skips += more
+    return skips, blocks.middle(unet.mid_block, x, emb, context)
+
+
+def decode(unet: Any, skips: Sequence[Tensor], middle: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+    """Write the prediction [N,4,h,w] from the skips and the middle, residuals already added."""
+    x, left = middle, list(skips)
+    for block in unet.up_blocks:
+        own = left[-len(block.resnets) :]
+        del left[-len(block.resnets) :]
+        # Upsample to the size of the skip that comes next: twice as large, or one less on an odd side.
+        x = blocks.up(block, x, own, emb, context, left[-1].shape[2:] if left else ())
+    out: Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))
+    return out
+
+
+def forward(unet: Any, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+    """The whole UNet alone: `x` [N,4,h,w], `t` [1] or [N] fp32, `context` [N,T,D] -> [N,4,h,w]."""
+    emb = blocks.embed_time(unet, t, x)
+    skips, middle = encode(unet, x, emb, context)
+    return decode(unet, skips, middle, emb, context)
