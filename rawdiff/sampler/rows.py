@@ -1,0 +1,114 @@
+"""What the loop needs of a sampler: rows of host numbers, and a pure update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from rawdiff.errors import UsageError
+
+__all__ = ["Sampler", "SamplerRow", "prediction_type", "renoise", "x0_formula"]
+
+
+@dataclass(frozen=True, eq=False)
+class SamplerRow:
+    """One network evaluation, as host numbers (float64).
+
+    `x = signal * x0 + sigma * noise` holds at this row for the level that the step really uses, and `x0 =
+    x0_a * x + x0_b * out`. `weights` is W: `[x_next; s_next] = W @ [x; out; noise; s]`, shape [1+k, 3+k]; a
+    sampler that has no table leaves it empty, [0, 0]."""
+
+    index: int
+    t: float
+    """The timestep handed to the network; may be fractional."""
+    in_scale: float
+    """The network sees `in_scale * x`."""
+    signal: float
+    sigma: float
+    x0_a: float
+    x0_b: float
+    draws: int
+    """Noise draws that this row consumes."""
+    weights: np.ndarray
+
+
+class Sampler(Protocol):
+    """What SamplerTable and SchedulerSampler both are.
+
+    `x`, `out` and `noise` are [B, 4, h, w]; `x` and the sampler's state are fp32, `out` any floating dtype.
+    """
+
+    @property
+    def rows(self) -> Sequence[SamplerRow]: ...
+    @property
+    def order(self) -> int: ...
+    @property
+    def init_scale(self) -> float: ...
+    @property
+    def state_size(self) -> int: ...
+    @property
+    def prediction_type(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+
+    def start(self, x: torch.Tensor) -> Any:
+        """The sampler's state before the first row."""
+        ...
+
+    def scale_input(self, x: torch.Tensor, i: int) -> torch.Tensor:
+        """What the network sees of `x` at row `i`."""
+        ...
+
+    def update(
+        self, i: int, x: torch.Tensor, out: torch.Tensor, noise: torch.Tensor | None, s: Any
+    ) -> tuple[torch.Tensor, Any]:
+        """`(x_next, s_next)`; its arguments are left as they were. `noise` is None where the row draws
+        nothing."""
+        ...
+
+    def restarted(self, i: int) -> Sampler:
+        """The rest of the run from row `i`, with the history forgotten; its row 0 is this one's row `i`."""
+        ...
+
+
+def prediction_type(scheduler: Any) -> str:
+    """What the scheduler takes the network's output for; epsilon where it does not say."""
+    return str(getattr(getattr(scheduler, "config", None), "prediction_type", "epsilon"))
+
+
+def x0_formula(prediction_type: str, signal: float, sigma: float) -> tuple[float, float]:
+    """`(a, b)` of `x0 = a*x + b*out`, for `x = signal*x0 + sigma*noise`.
+
+    For v the network's v belongs to the unit-variance latent x/|(signal, sigma)| (Salimans and Ho, 2022,
+    arXiv 2202.00512), which makes one formula of the variance-preserving and the exploding form.
+    """
+    norm = math.hypot(signal, sigma)
+    match prediction_type:
+        case "epsilon":
+            return (1 / signal, -sigma / signal) if signal else (math.inf, -math.inf)
+        case "v_prediction":
+            return signal / norm**2, -sigma / norm
+        case "sample" | "original_sample":
+            return 0.0, 1.0
+        case "flow_prediction":
+            return 1.0, -sigma
+        case _:
+            return math.nan, math.nan
+
+
+def renoise(sampler: Sampler, i: int, x0: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Clean latents brought to the level of row `i`: `signal * x0 + sigma * noise`, fp32.
+
+    `i` may be `len(sampler.rows)`: the run's end, where `x0` comes back as it is.
+    """
+    if i == len(sampler.rows):
+        return x0.float()
+    if not 0 <= i < len(sampler.rows):
+        raise UsageError(f"row {i}: this sampler's rows are 0 to {len(sampler.rows) - 1}")
+    row = sampler.rows[i]
+    return row.signal * x0.float() + row.sigma * noise.float()
