@@ -55,8 +55,8 @@ def denoise(
 ) -> Iterator[Step]:
     """Run from `state` to the end of the plan, handing out each Step; the run goes on from `step.state`.
 
-    `constrain` changes x after each step, `forget` says that the sampler's history is then forgotten. Each Step
-    goes stale when the next is asked for. Raises NonFiniteError at the end, or at once if anything is watched.
+    `constrain` changes x after each step; with `forget` the sampler's history is forgotten each time. A Step
+    goes stale when the next is asked for. NonFiniteError comes at the end, or at once if anything is watched.
     """
     watch = check_watch(watch)
     while state.row(plan) is not None:

@@ -49,7 +49,7 @@ class RunState:
         """This state with other latents, changed by hand.
 
         By default the sampler keeps its history: its next step still leans on the outputs from before the
-        change (UniPC most of all). With `forget` it starts anew from this row. Raises UsageError where it cannot.
+        change (UniPC most of all). With `forget` it starts anew from this row, or raises UsageError.
         """
         if x.shape != self.x.shape or not x.dtype.is_floating_point:
             found = f"{list(x.shape)} {x.dtype}"
