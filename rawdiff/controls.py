@@ -1,0 +1,115 @@
+"""Which ControlNets take part in a run, and what they are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from rawdiff import images
+from rawdiff.errors import UsageError
+from rawdiff.geometry import Size, check_size, size_like
+from rawdiff.plan import Window
+
+__all__ = ["Control", "choose_size", "gather", "make_hints"]
+
+
+@dataclass(frozen=True, eq=False)
+class Control:
+    """One ControlNet in a run; several of a kind may take part, with maps and windows of their own."""
+
+    kind: str
+    """"depth", "normal", "canny", or whatever the net was made for."""
+    source: Any
+    """What it is shown: a path, PIL image, array or tensor."""
+    weight: float = 1.0
+    start: float = 0.0
+    """Where in the run it begins to take part, 0 to 1."""
+    end: float = 1.0
+    net: Any = None
+    """Folder, hub id or module; by default the model's own net of this kind."""
+    derive: bool = False
+    """Whether `source` is a depth map (for canny: or a picture) that the hint is to be made from."""
+
+    def describe(self, hint: images.Hint, weights: Any) -> dict[str, Any]:
+        """What a recipe says of it: the hint's own account, and the net's name and hashes."""
+        return {
+            "kind": self.kind,
+            "weight": self.weight,
+            "start": self.start,
+            "end": self.end,
+            "net": None if self.net is None or self.is_module else str(self.net),
+            "module": self.is_module,
+            "weights": weights,
+            "sha256": hint.sha256,
+            "hint": hint.description,
+        }
+
+    @classmethod
+    def from_recipe(cls, entry: Mapping[str, Any]) -> Control:
+        """The control that `describe` described, without its source."""
+        return cls(entry["kind"], None, entry["weight"], entry["start"], entry["end"], entry["net"])
+
+    @property
+    def is_module(self) -> bool:
+        """Whether its net was given as a module, which no file names."""
+        return isinstance(self.net, nn.Module)
+
+    @property
+    def window(self) -> Window:
+        """Weight, start and end; raises UsageError if they make no sense."""
+        return Window(self.weight, self.start, self.end)
+
+
+def gather(depth: Any, normal: Any, canny: Any, controls: Sequence[Control]) -> tuple[Control, ...]:
+    """The short forms and the long ones together, in that order."""
+    short = [
+        Control(k, v) for k, v in (("depth", depth), ("normal", normal), ("canny", canny)) if v is not None
+    ]
+    for control in controls:
+        if not isinstance(control, Control):
+            raise UsageError(
+                f"controls holds a {type(control).__name__}: expected rawdiff.Control(kind, source, ...)"
+            )
+        if control.source is None:
+            raise UsageError(f"control {control.kind!r} has no source: give a path, picture, array or tensor")
+    return (*short, *controls)
+
+
+def choose_size(size: Size | None, native: Size, samples: Sequence[images.Samples]) -> Size:
+    """`size` checked; without one the first map's shape brought to the native area, or the native size."""
+    if size is not None:
+        if not isinstance(size, (tuple, list)) or len(size) != 2:
+            raise UsageError(f"size {size!r}: expected (height, width) in pixels")
+        return check_size((size[0], size[1]))
+    if not samples:
+        return check_size(native)
+    return size_like(samples[0].size, native)
+
+
+def make_hints(
+    controls: Sequence[Control],
+    samples: Sequence[images.Samples],
+    size: Size,
+    *,
+    fit: images.Fit,
+    depth_range: images.DepthRange,
+    depth_invert: bool,
+    say: Callable[[str], None],
+) -> tuple[images.Hint, ...]:
+    """What each net is shown, brought to `size`; raises InputError, UsageError."""
+    return tuple(
+        images.make_hint(
+            control.kind,
+            opened,
+            size,
+            fit=fit,
+            depth_range=depth_range,
+            depth_invert=depth_invert,
+            derive=control.derive,
+            say=say,
+        )
+        for control, opened in zip(controls, samples, strict=True)
+    )

@@ -1,0 +1,37 @@
+"""Latents to pictures, once more in fp32 where half precision gives NaN."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rawdiff.errors import NonFiniteError
+from rawdiff.nets import vae as nets_vae
+from rawdiff.probes import NO_PROBE, ProbeLike
+
+__all__ = ["decode"]
+
+
+@torch.no_grad()
+def decode(
+    vae: Any, latents: Tensor, *, say: Callable[[str], None] = print, probe: ProbeLike = NO_PROBE
+) -> Tensor:
+    """Pictures [B,3,8h,8w] in the VAE's dtype, about -1..1, of latents [B,4,h,w], one at a time.
+
+    NaN or Inf in half precision: decoded once more in fp32, and said. NonFiniteError if that does not help.
+    """
+    dtype = vae.decoder.conv_in.weight.dtype
+    with probe("vae decode"):
+        pictures = [nets_vae.decode(vae, x[None]) for x in latents.to(dtype).unbind()]
+        if dtype != torch.float32 and not all(bool(torch.isfinite(p).all()) for p in pictures):
+            say(f"the VAE gave NaN in {str(dtype).removeprefix('torch.')}: decoding once more in fp32")
+            exact = copy.deepcopy(vae).float()
+            pictures = [nets_vae.decode(exact, x[None]) for x in latents.float().unbind()]
+    result = torch.cat(pictures)
+    if not bool(torch.isfinite(result).all()):
+        raise NonFiniteError("NaN or Inf in the decoded picture: the latents or the VAE's weights are broken")
+    return result

@@ -1,0 +1,338 @@
+"""The front door: load a model's parts, prepare a run, resume one.
+
+model = rawdiff.load()                       # or a folder, or a hub id; controls=["depth"]
+run = model.prepare("a red cube on grass", depth="room.png", size=(512, 768), steps=20, seed=7)
+for step in run:
+    step.x, step.uncond, step.cond, step.x0
+run.image().save("cube.png")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rawdiff import images, saved, weights
+from rawdiff import nets as networks
+from rawdiff.arguments import build_sampler, count_prompts, given_latents, spread_prompts, spread_scales
+from rawdiff.conditions import Conditions, Context
+from rawdiff.controls import Control, choose_size, gather, make_hints
+from rawdiff.errors import UsageError, WeightsError
+from rawdiff.geometry import Size, latent_size
+from rawdiff.noise import NOISE_VERSION, Noise, check_seeds, random_seed
+from rawdiff.plan import Plan, make_plan
+from rawdiff.predict import prepare
+from rawdiff.probes import NO_PROBE, ProbeLike
+from rawdiff.prompts import encode_prompts
+from rawdiff.run import Run, Setup
+from rawdiff.state import start
+from rawdiff.version import __version__
+
+__all__ = ["Control", "Model", "Run", "load"]
+
+WATCH = ("x", "uncond", "cond", "guided", "x0")
+"""What a run prepared from Python keeps of each step."""
+
+PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
+"""What every model has."""
+
+SCHEDULE: dict[str, Any] = {"steps": None, "timesteps": None, "sigmas": None, "eta": 0.0}
+
+Say = Callable[[str], None]
+
+
+def load(
+    source: str | Path | None = None,
+    *,
+    controls: Sequence[str] = (),
+    nets: Mapping[str, Any] | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    offline: bool = False,
+    revision: str | None = None,
+    probe: ProbeLike = NO_PROBE,
+) -> Model:
+    """Load a model's parts from a folder, a hub id, or (by default) the embedded model.
+
+    `controls` are kinds of ControlNets to load at once ("depth"); others are loaded when a run needs them.
+    `nets` names sources for kinds where the model's own are not wanted. The device is the first GPU or
+    else the CPU, the dtype fp16 or fp32 after it. Raises WeightsError, HubError, ResourceError,
+    UsageError.
+    """
+    chosen = weights.choose_device(device)
+    kind = weights.choose_dtype(chosen, dtype)
+    opened = weights.open_source(source, revision=revision, offline=offline)
+    place: dict[str, Any] = {"device": chosen, "dtype": kind}
+    with probe("load"):
+        with probe("tokenizer", host=True):
+            tokenizer = weights.load_tokenizer(opened)
+        with probe("text encoder"):
+            text_encoder = weights.load_text_encoder(opened, **place)
+        with probe("unet"):
+            unet = weights.load_unet(opened, **place)
+        with probe("vae"):
+            vae = weights.load_vae(opened, **place)
+        model = Model(
+            source=opened,
+            unet=unet,
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            scheduler=weights.load_scheduler(opened),
+            device=chosen,
+            dtype=kind,
+            defaults=weights.read_defaults(opened),
+            nets=nets,
+            offline=offline,
+        )
+        for name in controls:
+            model.net(name, probe=probe)
+    return model
+
+
+class Model:
+    """A model's parts, each to be looked at and used by itself, and `prepare`, which makes runs of them."""
+
+    def __init__(
+        self,
+        *,
+        source: weights.Source,
+        unet: Any,
+        vae: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        scheduler: Any,
+        device: torch.device,
+        dtype: torch.dtype,
+        defaults: weights.Defaults,
+        nets: Mapping[str, Any] | None = None,
+        offline: bool = False,
+    ) -> None:
+        _check(unet, vae, text_encoder)
+        self.source, self.defaults = source, defaults
+        self.unet, self.vae = unet, vae
+        self.text_encoder, self.tokenizer = text_encoder, tokenizer
+        self.scheduler = scheduler
+        self.device, self.dtype = device, dtype
+        self.controls: dict[str, Any] = {}
+        """The ControlNets loaded so far, by kind (those named by a source, by that)."""
+        self._sources = {**defaults.controls, **(nets or {})}
+        self._opened: dict[str, weights.Source] = {}
+        self._offline = offline
+
+    def __repr__(self) -> str:
+        return f"Model({self.source.name!r}, controls={list(self.controls)}, {self.device}, {self.dtype})"
+
+    def net(self, kind: str, source: Any = None, *, probe: ProbeLike = NO_PROBE) -> Any:
+        """The ControlNet for hints of this kind, loaded when first asked for.
+
+        `source` (folder, hub id, or a module as it is) is for one that is not the model's own. Raises
+        UsageError where none is known, WeightsError where it does not fit the UNet.
+        """
+        if isinstance(source, nn.Module):
+            networks.controlnet.check(source, self.unet)
+            return source
+        wanted = self._sources.get(kind) if source is None else source
+        if wanted is None:
+            known = ", ".join(sorted(self._sources)) or "none"
+            raise UsageError(
+                f"control {kind!r}: this model names no such net (it names {known}): give one with net="
+            )
+        key = kind if source is None else str(source)
+        if key not in self.controls:
+            with probe("load"), probe(f"controlnet {kind}"):
+                opened = weights.open_source(wanted, offline=self._offline)
+                net = weights.load_controlnet(opened, device=self.device, dtype=self.dtype)
+            networks.controlnet.check(net, self.unet)
+            self.controls[key], self._opened[key] = net, opened
+        return self.controls[key]
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the files that the parts were loaded from, ControlNets not included, by path."""
+        return weights.hashes(self.source, *PARTS)
+
+    def net_hashes(self, control: Control) -> dict[str, str] | None:
+        """The same of a control's net, once it is loaded; None for a module, which has no file."""
+        if control.is_module:
+            return None
+        opened = self._opened[control.kind if control.net is None else str(control.net)]
+        return weights.hashes(opened, "controlnet")
+
+    def prepare(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative: str | Sequence[str] = "",
+        depth: Any = None,
+        normal: Any = None,
+        canny: Any = None,
+        controls: Sequence[Control] = (),
+        size: Size | None = None,
+        steps: int | None = None,
+        guidance: float | Sequence[float] | None = None,
+        rescale: float = 0.0,
+        clip_skip: int = 0,
+        guess: bool = False,
+        seed: int | Sequence[int] | None = None,
+        count: int = 1,
+        sampler: Any = None,
+        eta: float = 0.0,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
+        latents: Tensor | None = None,
+        fit: images.Fit = None,
+        depth_range: images.DepthRange = None,
+        depth_invert: bool = False,
+        watch: Sequence[str] = WATCH,
+        say: Say = images.say_on_stderr,
+        probe: ProbeLike = NO_PROBE,
+    ) -> Run:
+        """Prepare a run of `count` images for each prompt; nothing is denoised until it is iterated.
+
+        `depth`, `normal` and `canny` are maps (path, PIL, array or tensor) for the model's own nets,
+        `controls` the long form. `size` is (height, width) in pixels; without it the first map's shape,
+        brought to the model's native area. `steps` is 20 unless `timesteps` or `sigmas` are given.
+        `guidance` (1 or less: off), `negative` and `seed` may be lists, one for each image; a single seed
+        counts up, None draws one (see `run.seeds`). `sampler` is a name ("dpm++ 2m karras"), a diffusers
+        scheduler or a Sampler. `latents` [B,4,h,w] replace the first draw of noise. What `watch` names is
+        kept of each step; with () nothing is, and a Step is stale once the run has gone on. `say` is told
+        what a person should know, a line at a time. Raises UsageError (SizeError), InputError,
+        WeightsError.
+        """
+        distinct = count_prompts(prompt, count)
+        prompts = spread_prompts("prompt", prompt, distinct, count)
+        negatives = spread_prompts("negative prompt", negative, distinct, count)
+        scales = spread_scales(self.defaults.guidance if guidance is None else guidance, distinct, count)
+        seeds = check_seeds(random_seed(len(prompts)) if seed is None else seed, len(prompts))
+        wanted = gather(depth, normal, canny, controls)
+        schedule: dict[str, Any] = {"steps": steps, "timesteps": timesteps, "sigmas": sigmas, "eta": eta}
+        chosen = self.defaults.sampler if sampler is None else sampler
+        made, spec = build_sampler(chosen, self.scheduler, **schedule)
+        windows = [control.window for control in wanted]
+        plan = make_plan(made, guidance=scales, rescale=rescale, windows=windows, device=self.device)
+        if any(negatives) and not plan.guided:
+            say("the negative prompt has no effect: guidance is off")
+
+        with probe("hints", host=True):
+            samples = [images.open_source(control.source) for control in wanted]
+            size = choose_size(size, self.defaults.native_size, samples)
+            options: dict[str, Any] = {"fit": fit, "depth_range": depth_range, "depth_invert": depth_invert}
+            hints = make_hints(wanted, samples, size, say=say, **options)
+        for control in wanted:
+            self.net(control.kind, control.net, probe=probe)
+        texts: dict[str, Any] = {"say": say, "probe": probe}
+        cond = encode_prompts(self.tokenizer, self.text_encoder, prompts, clip_skip=clip_skip, **texts)
+        uncond = (
+            encode_prompts(self.tokenizer, self.text_encoder, negatives, **texts) if plan.guided else None
+        )
+        conditions = Conditions((Context(cond, uncond),), tuple(hint.tensor[None] for hint in hints))
+
+        noise = Noise(seeds, latent_size(size), self.device)
+        first = noise.draw(0) if latents is None else given_latents(latents, noise)
+        recipe = {
+            **self._recipe(),
+            "prompt": prompts,
+            "negative": negatives,
+            "size": list(size),
+            "seeds": list(seeds),
+            "guidance": scales,
+            "rescale": rescale,
+            "clip_skip": clip_skip,
+            "guess": guess,
+            "sampler": spec,
+            "latents": None if latents is None else sha256(first.cpu().numpy().tobytes()).hexdigest(),
+            "controls": [c.describe(h, self.net_hashes(c)) for c, h in zip(wanted, hints, strict=True)],
+        }
+        setup = self._setup(plan, conditions, wanted, hints, recipe, say, probe)
+        return Run(setup, start(plan, first, draws=1 if latents is None else 0), noise, watch=watch)
+
+    def resume(
+        self,
+        path: str | Path,
+        *,
+        run: Run | None = None,
+        sampler: Any = None,
+        modules: Sequence[Any] = (),
+        watch: Sequence[str] = WATCH,
+        say: Say = images.say_on_stderr,
+        probe: ProbeLike = NO_PROBE,
+    ) -> Run:
+        """Go on with a run that `Run.save` wrote, to the bit.
+
+        With `run`, one just prepared, the two recipes must be the same. `sampler` is needed where the run was
+        prepared with a scheduler or Sampler of one's own, `modules` (one for each control) where it was with
+        modules. Raises InputError for a file that is damaged, or made with other weights, recipe or
+        versions.
+        """
+        held = saved.load(path, self.device)
+        if run is not None:
+            saved.check_same(path, held.recipe, run.recipe)
+        saved.check_same(path, {key: held.recipe.get(key) for key in self._recipe()}, self._recipe())
+        recipe = held.recipe
+        wanted = [Control.from_recipe(entry) for entry in recipe["controls"]]
+        if modules:
+            wanted = [replace(control, net=net) for control, net in zip(wanted, modules, strict=True)]
+        elif any(entry["module"] for entry in recipe["controls"]):
+            raise UsageError(f"{path}: was made with modules as ControlNets: give them again")
+        spec = recipe["sampler"]
+        if spec["given"] in ("sampler", "scheduler") and sampler is None:
+            raise UsageError(
+                f"{path}: was made with a {spec['given']} of one's own, {spec['name']}: give it again"
+            )
+        if spec["given"] == "name":
+            sampler = spec["name"]
+        schedule = {key: spec[key] for key in ("steps", "timesteps", "sigmas", "eta") if key in spec}
+        made, _ = build_sampler(sampler, self.scheduler, **{**SCHEDULE, **schedule})
+        windows = [control.window for control in wanted]
+        plan = make_plan(
+            made, guidance=recipe["guidance"], rescale=recipe["rescale"], windows=windows, device=self.device
+        )
+        held.check_table(plan)
+        hints = tuple(
+            images.Hint(entry["kind"], tensor[0], entry["sha256"], entry["hint"])
+            for entry, tensor in zip(recipe["controls"], held.conditions.hints, strict=True)
+        )
+        setup = self._setup(plan, held.conditions, wanted, hints, recipe, say, probe)
+        noise = Noise(recipe["seeds"], latent_size(tuple(recipe["size"])), self.device)
+        return Run(setup, held.state, noise, watch=watch, x0=held.x0)
+
+    def _recipe(self) -> dict[str, Any]:
+        """What of a recipe is the model's."""
+        return {
+            "rawdiff": __version__,
+            "noise": NOISE_VERSION,
+            "model": self.source.name,
+            "weights": self.hashes(),
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+
+    def _setup(
+        self,
+        plan: Plan,
+        conditions: Conditions,
+        controls: Sequence[Control],
+        hints: tuple[images.Hint, ...],
+        recipe: Mapping[str, Any],
+        say: Say,
+        probe: ProbeLike,
+    ) -> Setup:
+        loaded = [self.net(control.kind, control.net, probe=probe) for control in controls]
+        names = [control.kind for control in controls]
+        guess = bool(recipe["guess"])
+        predict = prepare(plan, conditions, self.unet, loaded, names=names, guess=guess, probe=probe)
+        return Setup(plan, conditions, predict, self.vae, recipe, hints, say, probe)
+
+
+def _check(unet: Any, vae: Any, text_encoder: Any) -> None:
+    """Raise WeightsError for a part that cannot be run here."""
+    networks.unet.check(unet)
+    networks.vae.check(vae)
+    networks.text.check(text_encoder)
+    if unet.config.in_channels != 4:
+        raise WeightsError(f"unet: takes {unet.config.in_channels} channels, expected 4: not supported yet")

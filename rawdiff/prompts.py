@@ -1,0 +1,68 @@
+"""Prompts: from words to token numbers to contexts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rawdiff.errors import UsageError
+from rawdiff.nets import text
+from rawdiff.probes import NO_PROBE, ProbeLike
+
+__all__ = ["check_prompt", "encode_prompts", "tokenize"]
+
+
+def check_prompt(prompt: object) -> str:
+    """`prompt` if it is text that a tokenizer can take; raises UsageError."""
+    if not isinstance(prompt, str):
+        raise UsageError(f"prompt {prompt!r}: expected text, found {type(prompt).__name__}")
+    if "\0" in prompt:
+        raise UsageError(f"prompt {prompt!r}: it holds a NUL character: remove it")
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"prompt {prompt!r}: half a surrogate pair at character {error.start}: remove it"
+        ) from None
+    return prompt
+
+
+def tokenize(tokenizer: Any, prompts: Sequence[str], length: int, say: Callable[[str], None]) -> Tensor:
+    """Token numbers [N,length] int64, padded; what does not fit is cut, and `say` is told what."""
+    rows = []
+    for prompt in prompts:
+        check_prompt(prompt)
+        options = {"max_length": length, "truncation": True, "padding": "max_length"}
+        rows.append(tokenizer(prompt, **options).input_ids)
+        whole = tokenizer(prompt, verbose=False).input_ids
+        if len(whole) > length:
+            cut = tokenizer.decode(whole[length - 1 : -1]).strip()
+            say(f"prompt of {len(whole)} tokens cut to {length}; left out: {cut!r}")
+    return torch.tensor(rows, dtype=torch.int64)
+
+
+@torch.no_grad()
+def encode_prompts(
+    tokenizer: Any,
+    encoder: Any,
+    prompts: Sequence[str],
+    *,
+    clip_skip: int = 0,
+    say: Callable[[str], None] = print,
+    probe: ProbeLike = NO_PROBE,
+) -> Tensor:
+    """Contexts [N,T,D] of `prompts` in the encoder's dtype; the same text is encoded once.
+
+    T is the encoder's length, 77 for CLIP. Raises UsageError for text that cannot be encoded.
+    """
+    different = list(dict.fromkeys(prompts))
+    length = min(int(tokenizer.model_max_length), int(encoder.config.max_position_embeddings))
+    with probe("tokens", host=True):
+        ids = tokenize(tokenizer, different, length, say)
+    with probe("text encoder"):
+        device = next(encoder.parameters()).device
+        context = text.encode(encoder, ids.to(device), clip_skip)
+    return context[[different.index(prompt) for prompt in prompts]]

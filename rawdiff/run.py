@@ -1,0 +1,220 @@
+"""A Run: a prepared denoising, to be iterated, stopped, looked at, changed, forked, saved and resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rawdiff import images, saved
+from rawdiff.conditions import Conditions
+from rawdiff.decode import decode
+from rawdiff.errors import UsageError
+from rawdiff.geometry import FACTOR, Size, format_size
+from rawdiff.loop import Constrain, denoise
+from rawdiff.noise import Noise
+from rawdiff.plan import Plan
+from rawdiff.predict import Predict
+from rawdiff.probes import ProbeLike
+from rawdiff.sampler import Sampler
+from rawdiff.state import RunState
+from rawdiff.step import Step, check_watch
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Run", "Setup"]
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """All of a run that no step changes; forks share it."""
+
+    plan: Plan
+    conditions: Conditions
+    predict: Predict
+    vae: Any
+    recipe: Mapping[str, Any]
+    """Everything that decides the picture, as plain values."""
+    hints: tuple[images.Hint, ...]
+    say: Callable[[str], None]
+    probe: ProbeLike
+
+
+class Run:
+    """A prepared run. Iterating it denoises: each item is a Step, and what it watches is kept.
+
+    Stop whenever you like and go on later: `for step in run`, `next(run)` and `list(run)` all continue from
+    `state`, and setting `state` (or calling `change`) is how the run is led elsewhere. Raises NonFiniteError.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        state: RunState,
+        noise: Noise,
+        *,
+        watch: Sequence[str] = (),
+        x0: Tensor | None = None,
+    ) -> None:
+        self.setup = setup
+        self.watch = check_watch(watch)
+        self._constrain: Constrain | None = None
+        self._forget = False
+        self._state = state
+        self._noise = noise
+        self._x0 = x0
+        self._step: Step | None = None
+        self._loop: Iterator[Step] | None = None
+
+    def __repr__(self) -> str:
+        place = f"{self.state.i} of {len(self)} evaluations"
+        return f"Run({self.sampler.name}, {format_size(self.size)}, {place}, seeds={list(self.seeds)})"
+
+    def __len__(self) -> int:
+        """Number of evaluations of the whole run."""
+        return len(self.plan)
+
+    def __iter__(self) -> Run:
+        return self
+
+    def __next__(self) -> Step:
+        if self._step is not None:
+            self._state, self._x0, self._step = self._step.state, None, None
+        if self._loop is None:
+            self._loop = denoise(
+                self._state,
+                self.setup.plan,
+                self.setup.predict,
+                self._noise,
+                watch=self.watch,
+                constrain=self._constrain,
+                forget=self._forget,
+                probe=self.setup.probe,
+            )
+        try:
+            self._step = next(self._loop)
+        except BaseException:
+            self._loop = None
+            raise
+        return self._step.keep() if self.watch else self._step
+
+    def _halt(self) -> None:
+        """Let go of the loop; the next step begins a new one from the state."""
+        self._state, self._x0 = self.state, self._x0_so_far()
+        self._loop = self._step = None
+
+    def _x0_so_far(self) -> Tensor | None:
+        return self._x0 if self._step is None else self._step.peek_x0()
+
+    def constrain(self, change: Constrain | None, *, forget: bool = False) -> None:
+        """Let `change` (x after each step, and the row it goes into, to x) have its way from here on.
+
+        With `forget` the sampler's history is forgotten each time. None ends it.
+        """
+        self._halt()
+        self._constrain, self._forget = change, forget
+
+    @property
+    def state(self) -> RunState:
+        """Where the run stands, and what it goes on from; may be set, to an earlier state say."""
+        return self._state if self._step is None else self._step.state
+
+    @state.setter
+    def state(self, state: RunState) -> None:
+        if state.x.shape != self._state.x.shape:
+            raise UsageError(f"a state of {list(state.x.shape)}: expected {list(self._state.x.shape)}")
+        self._halt()
+        self._state = state
+
+    def change(self, x: Tensor, *, forget: bool = False) -> None:
+        """Go on with other latents [B,4,h,w]; with `forget` the sampler's history is forgotten too."""
+        self.state = self.state.changed(x, self.setup.plan, forget=forget)
+
+    @property
+    def done(self) -> bool:
+        """Whether no evaluation is left."""
+        return self.state.row(self.setup.plan) is None
+
+    @property
+    def plan(self) -> Plan:
+        """The rows of the run, restarts included."""
+        return self.state.plan(self.setup.plan)
+
+    @property
+    def sampler(self) -> Sampler:
+        """The sampler that the run goes on with."""
+        return self.plan.sampler
+
+    @property
+    def conditions(self) -> Conditions:
+        """Texts and hints as tensors."""
+        return self.setup.conditions
+
+    @property
+    def hints(self) -> tuple[images.Hint, ...]:
+        """What the ControlNets are shown."""
+        return self.setup.hints
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """Everything that decides the picture, as plain values."""
+        return self.setup.recipe
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """One for each image."""
+        return self._noise.seeds
+
+    @property
+    def size(self) -> Size:
+        """(height, width) in pixels."""
+        height, width = self._noise.size
+        return FACTOR * height, FACTOR * width
+
+    @property
+    def latents(self) -> Tensor:
+        """The latents as they stand, [B,4,h,w] fp32."""
+        return self.state.x
+
+    @property
+    def x0(self) -> Tensor:
+        """The clean latents so far, [B,4,h,w] fp32, at the end the latents; UsageError before a step."""
+        found = self.latents if self.done else self._x0_so_far()
+        if found is None:
+            raise UsageError("no step has been taken yet, so there is no picture: iterate the run first")
+        return found
+
+    def image(self, k: int = 0) -> Image:
+        """Picture `k` of the batch; before the end, that of the x0 so far."""
+        if not 0 <= k < len(self.seeds):
+            raise UsageError(f"image {k}: this run has {len(self.seeds)}, numbered from 0")
+        return self._decoded(self.x0[k : k + 1])[0]
+
+    def images(self) -> list[Image]:
+        """All pictures of the batch; before the end, those of the x0 so far."""
+        return self._decoded(self.x0)
+
+    def _decoded(self, latents: Tensor) -> list[Image]:
+        pictures = decode(self.setup.vae, latents, say=self.setup.say, probe=self.setup.probe)
+        return [images.to_pil(picture) for picture in pictures]
+
+    def fork(self) -> Run:
+        """A run of its own from where this one stands."""
+        x0 = self._x0_so_far()
+        state, noise = self.state.copy(), self._noise.copy()
+        other = Run(self.setup, state, noise, watch=self.watch, x0=None if x0 is None else x0.clone())
+        other._constrain, other._forget = self._constrain, self._forget
+        return other
+
+    @torch.no_grad()
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the run to one file, to be resumed bit for bit by `Model.resume`; never half-written."""
+        x0 = self._x0_so_far()
+        return saved.save(
+            path, self.recipe, self.conditions, self.setup.plan, self.state, x0, overwrite=overwrite
+        )
