@@ -1,0 +1,57 @@
+"""The only place where weight files are opened: where a model is, what its files hold, and its parts, loaded.
+
+The story, from the outside in:
+
+    source      a folder, an alias, a hub id or the embedded model, behind one interface
+    registry    aliases, mirrors, and repositories that are gone
+    hub         talking to a model hub        snapshot, hub_cache, hub_errors: its files, checked, in words
+    defaults    what a model is meant to be used with
+    parts       loaders; text: the tokenizer; schedulers: by the names people know
+    build       an empty module from a config, known classes only
+    fill        every tensor accounted for, or an error that names file and key; renames: the known exceptions
+    choose      which of a folder's files hold the weights
+    tensorfile  a file of tensors; header, sniff: is it what it says
+    devices     where to compute, in which precision; digests: SHA-256 of files
+
+diffusers and transformers are imported when a part is loaded, not before.
+"""
+
+from __future__ import annotations
+
+from rawdiff.weights.defaults import Defaults, read_defaults
+from rawdiff.weights.devices import choose_device, choose_dtype
+from rawdiff.weights.hub import Hub
+from rawdiff.weights.parts import (
+    hashes,
+    load_controlnet,
+    load_scheduler,
+    load_text_encoder,
+    load_unet,
+    load_vae,
+    part_files,
+    read_config,
+)
+from rawdiff.weights.registry import aliases
+from rawdiff.weights.source import EMBEDDED, Source, open_source
+from rawdiff.weights.text import load_tokenizer
+
+__all__ = [
+    "EMBEDDED",
+    "Defaults",
+    "Hub",
+    "Source",
+    "aliases",
+    "choose_device",
+    "choose_dtype",
+    "hashes",
+    "load_controlnet",
+    "load_scheduler",
+    "load_text_encoder",
+    "load_tokenizer",
+    "load_unet",
+    "load_vae",
+    "open_source",
+    "part_files",
+    "read_config",
+    "read_defaults",
+]

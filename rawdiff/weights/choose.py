@@ -1,0 +1,121 @@
+"""Which files of a folder hold a part's weights, decided from the names alone (a hub's listing will do).
+
+In order: safetensors whole, safetensors in shards, the fp16 variant of either, and only then an old pickle.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rawdiff.errors import WeightsError
+
+__all__ = ["MAX_JSON_BYTES", "WeightFiles", "choose_weights", "read_json", "read_shard_names"]
+
+MAX_JSON_BYTES = 16 * 2**20
+_MAX_SHARDS = 1000
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The file that holds a part's weights, or the index that names its shards."""
+
+    name: str
+    is_index: bool
+    variant: str | None = None
+
+
+def choose_weights(names: Collection[str], stems: tuple[str, ...], where: str) -> WeightFiles:
+    """The best of the `names` in one folder for weights called `stems[0]` (as pickles, any of `stems`).
+
+    Raises WeightsError that lists what was there.
+    """
+    stem = stems[0]
+    for variant in (None, "fp16"):
+        middle = f".{variant}" if variant else ""
+        for name, is_index in (
+            (f"{stem}{middle}.safetensors", False),
+            (f"{stem}.safetensors.index{middle}.json", True),
+            (f"{stem}{middle}.safetensors.index.json", True),
+        ):
+            if name in names:
+                return WeightFiles(name, is_index, variant)
+    for variant in (None, "fp16"):
+        middle = f".{variant}" if variant else ""
+        for old in stems:
+            if f"{old}{middle}.bin" in names:
+                return WeightFiles(f"{old}{middle}.bin", False, variant)
+    others = sorted(
+        n for n in names if n.endswith((".safetensors", ".bin", ".msgpack", ".pt", ".ckpt", ".onnx"))
+    )
+    found = f"found {', '.join(others[:4])}" if others else "found no weight file"
+    raise WeightsError(f"{where}: {found}; expected {stem}.safetensors")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; raises WeightsError for anything else (duplicate keys too)."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_JSON_BYTES + 1)
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise WeightsError(f"{path}: {reason}; expected a JSON file of a model folder") from error
+    if len(raw) > MAX_JSON_BYTES:
+        raise WeightsError(f"{path}: more than {MAX_JSON_BYTES} bytes, expected a small JSON file")
+    if raw.startswith(b"version https://git-lfs"):
+        raise WeightsError(f"{path}: is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`")
+    if raw.lstrip()[:1] == b"<":
+        raise WeightsError(f"{path}: is a web page, expected JSON; download it again")
+    try:
+        table = json.loads(
+            raw.decode("utf-8-sig"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant
+        )
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise WeightsError(f"{path}: not valid JSON ({reason})") from error
+    if not isinstance(table, dict):
+        raise WeightsError(f"{path}: a JSON {type(table).__name__}, expected an object")
+    return table
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in table:
+            raise ValueError(f"{name[:80]!a} appears twice")
+        table[name] = value
+    return table
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"holds {name}")
+
+
+def read_shard_names(index: Path) -> dict[str, tuple[str, ...]]:
+    """Tensor names by shard file, from an index; raises WeightsError (a shard's name holds no folder)."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise WeightsError(f"{index}: no weight_map, expected one that names a shard for each tensor")
+    shards: dict[str, list[str]] = {}
+    for tensor, shard in weight_map.items():
+        if not isinstance(shard, str) or not _is_plain_name(shard):
+            raise WeightsError(
+                f"{index}: shard {str(shard)[:80]!a} of {tensor[:80]!a}, expected the plain name of a "
+                ".safetensors file in the same folder"
+            )
+        shards.setdefault(shard, []).append(tensor)
+    if len(shards) > _MAX_SHARDS:
+        raise WeightsError(f"{index}: names {len(shards)} shards, expected at most {_MAX_SHARDS}")
+    return {shard: tuple(tensors) for shard, tensors in shards.items()}
+
+
+def _is_plain_name(name: str) -> bool:
+    return (
+        name.endswith(".safetensors")
+        and not name.startswith(".")
+        and name.isprintable()
+        and not set(name) & set('/\\:*?"<>|')
+    )

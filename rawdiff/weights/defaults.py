@@ -1,0 +1,94 @@
+"""What a model is meant to be used with: its native size, guidance, and the ControlNets that belong to it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rawdiff.errors import SizeError, WeightsError
+from rawdiff.geometry import FACTOR, Size, check_size
+from rawdiff.weights import registry
+from rawdiff.weights.choose import read_json
+from rawdiff.weights.parts import Where, read_config
+from rawdiff.weights.source import Source, open_source
+
+__all__ = ["Defaults", "read_defaults"]
+
+_FILE = "rawdiff.json"
+_KEYS = {"name", "native_size", "guidance", "sampler", "controls"}
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What to use where nobody says. `native_size` is (height, width) in pixels."""
+
+    name: str
+    native_size: Size
+    guidance: float = 7.5
+    sampler: str | None = None
+    """A sampler's name, or None for the scheduler in the folder."""
+    controls: Mapping[str, Source | str] = field(default_factory=dict)
+    """Kind of hint to the source of its ControlNet, ready for `load_controlnet`."""
+    family: str | None = None
+    """`"sd1"`, `"sd2"`, `"sdxl"`, or None for a model of its own."""
+
+
+def read_defaults(source: Where = None) -> Defaults:
+    """The defaults in a model's `rawdiff.json`; without one, those that follow from its configs.
+
+    The native size is then the UNet's `sample_size` times 8, the guidance 7.5, the ControlNets those that the
+    registry knows for the family. Raises WeightsError, HubError.
+    """
+    opened = open_source(source)
+    config = read_config(opened, "unet")
+    width = config.get("cross_attention_dim")
+    family = registry.family_of_width(width) if isinstance(width, int) else None
+    if _FILE in opened.names():
+        return _from_file(opened, family)
+    known = (registry.net_for(kind, family) for kind in ("depth", "normal", "canny")) if family else ()
+    controls = {net.kind: net.alias for net in known if net is not None}
+    return Defaults(opened.name, _native_size(config, opened), controls=controls, family=family)
+
+
+def _native_size(config: Mapping[str, Any], source: Source) -> Size:
+    sample = config.get("sample_size", 64)  # Stable Diffusion 1.1 to 1.5 say 64
+    sides = sample if isinstance(sample, list) else [sample, sample]
+    where = f"{source}: sample_size {json.dumps(sample)[:60]} of the UNet's config"
+    return _size(sides, FACTOR, where)
+
+
+def _size(sides: Any, factor: int, where: str) -> Size:
+    if not isinstance(sides, list) or len(sides) != 2 or not all(type(side) is int for side in sides):
+        raise WeightsError(f"{where}: expected two whole numbers, height and width")
+    try:
+        return check_size((sides[0] * factor, sides[1] * factor))
+    except SizeError as error:
+        raise WeightsError(f"{where}: {error}") from error
+
+
+def _from_file(source: Source, family: str | None) -> Defaults:
+    path = source.path(_FILE)
+    table = read_json(path)
+    unknown, missing = set(table) - _KEYS, {"name", "native_size"} - set(table)
+    if unknown or missing:
+        found = f"unknown key {min(unknown)[:60]!a}" if unknown else f"no {min(missing)}"
+        raise WeightsError(f"{path}: {found}; expected {', '.join(sorted(_KEYS))}")
+    name, sampler, guidance = table["name"], table.get("sampler"), table.get("guidance", 7.5)
+    if not isinstance(name, str) or not name or not (sampler is None or isinstance(sampler, str)):
+        raise WeightsError(f"{path}: name and sampler must be text")
+    if isinstance(guidance, bool) or not isinstance(guidance, (int, float)) or not math.isfinite(guidance):
+        raise WeightsError(f"{path}: guidance {str(guidance)[:60]!a}, expected a number")
+    folders = table.get("controls", {})
+    if not isinstance(folders, dict) or not all(isinstance(folder, str) for folder in folders.values()):
+        raise WeightsError(f"{path}: controls must map a kind of hint to a folder of this model")
+    return Defaults(
+        name=name,
+        native_size=_size(table["native_size"], 1, f"{path}: native_size"),
+        guidance=float(guidance),
+        sampler=sampler,
+        controls={kind: source.child(folder) for kind, folder in folders.items()},
+        family=family,
+    )

@@ -1,0 +1,133 @@
+"""An empty module filled from files, strictly: every tensor accounted for, or an error with file and key.
+
+Names, shapes and dtypes are compared first, from headers alone, so that a wrong file costs no reading. Then
+each tensor is read, checked for NaN and Inf, moved to device and dtype and assigned, one at a time: the peak
+is the network plus one tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from rawdiff.errors import ResourceError, WeightsError
+from rawdiff.weights.renames import plan_names
+from rawdiff.weights.tensorfile import TensorFile
+
+__all__ = ["FLOAT_DTYPES", "fill", "plan_fill"]
+
+FLOAT_DTYPES = ("F16", "BF16", "F32", "F64")
+"""What a network's weight may be stored as; integers and fp8 need a scale that is not in the file."""
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(ascii(name) for name in names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Every tensor that a file must supply, by name (parameters and persistent buffers)."""
+    return dict(module.state_dict(keep_vars=True))
+
+
+def plan_fill(
+    part: str, module: nn.Module, files: Iterable[TensorFile], where: str
+) -> dict[str, tuple[TensorFile, str]]:
+    """For each tensor of `module`, the file and the name there that feed it.
+
+    Raises WeightsError that lists what is missing, extra, of another shape or of a dtype that is no float.
+    """
+    owner: dict[str, TensorFile] = {}
+    for file in files:
+        for name in file.shapes():
+            if name in owner:
+                raise WeightsError(
+                    f"{file.path}: {name!a} is also in {owner[name].path.name}; expected it once"
+                )
+            owner[name] = file
+    wanted = _tensors(module)
+    feeds, extra = plan_names(part, owner, wanted, where)
+    missing = [name for name in wanted if name not in feeds]
+    if missing or extra:
+        parts = [f"{len(missing)} tensors missing ({_listed(missing)})"] if missing else []
+        parts += (
+            [f"{len(extra)} that {type(module).__name__} does not have ({_listed(extra)})"] if extra else []
+        )
+        raise WeightsError(f"{where}: {'; '.join(parts)}; expected exactly the tensors of its config")
+    for target, name in feeds.items():
+        file, expected = owner[name], tuple(wanted[target].shape)
+        found = file.shapes()[name]
+        if found != expected:
+            raise WeightsError(f"{file.path}: {name!a} has shape {found}, expected {expected} by its config")
+        dtype = file.dtypes()[name]
+        if dtype not in FLOAT_DTYPES:
+            raise WeightsError(
+                f"{file.path}: {name!a} has dtype {dtype}, expected one of {', '.join(FLOAT_DTYPES)}"
+            )
+    return {target: (owner[name], name) for target, name in feeds.items()}
+
+
+def fill(
+    module: nn.Module,
+    feeds: Mapping[str, tuple[TensorFile, str]],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> nn.Module:
+    """Read, check and assign every tensor of `feeds`; give the buffers their values; leave nothing on meta.
+
+    Raises WeightsError (NaN, Inf, a value too large for `dtype`) and ResourceError (memory).
+    """
+    ready: dict[str, Tensor] = {}
+    for target, (file, name) in feeds.items():
+        tensor = file.read(name)
+        check_finite(tensor, file.path, name)
+        try:
+            moved = tensor.to(device=device, dtype=dtype)
+        except RuntimeError as error:  # out of memory among them
+            reason = " ".join(str(error).split())[:120]
+            raise ResourceError(f"{file.path}: {name!a} does not go to {device} ({reason})") from error
+        if torch.finfo(dtype).max < torch.finfo(tensor.dtype).max:
+            check_finite(moved, file.path, name, f" in {str(dtype).removeprefix('torch.')}; use fp32 or bf16")
+        ready[target] = moved
+    module.load_state_dict(ready, strict=True, assign=True)
+    _fill_buffers(module, device)
+    _check_no_meta(module)
+    return module.eval().requires_grad_(False)
+
+
+def check_finite(tensor: Tensor, path: Path, name: str, addition: str = "") -> None:
+    """Raise WeightsError if a value is NaN or infinite. The extremes tell: NaN spreads into both."""
+    if tensor.numel() == 0:
+        return
+    low, high = (float(value) for value in torch.aminmax(tensor))
+    if low != low or high != high:
+        raise WeightsError(f"{path}: {name!a} holds NaN{addition}; the file is damaged")
+    if abs(low) == float("inf") or abs(high) == float("inf"):
+        cause = addition if addition else "; the file is damaged"
+        raise WeightsError(f"{path}: {name!a} holds Inf{cause}")
+
+
+def _fill_buffers(module: nn.Module, device: torch.device) -> None:
+    """Values for the buffers that no file stores, by a rule for each; without one they are refused below."""
+    for owner in module.modules():
+        for name, buffer in list(owner.named_buffers(recurse=False)):
+            if buffer.is_meta and name == "position_ids":  # [1, positions]: 0, 1, 2, ...
+                owner.register_buffer(
+                    name, torch.arange(buffer.shape[-1], device=device).expand(buffer.shape), persistent=False
+                )
+
+
+def _check_no_meta(module: nn.Module) -> None:
+    """Nothing may be left without memory: diffusers would compute with whatever lies there."""
+    left = [name for name, tensor in module.named_parameters() if tensor.is_meta]
+    left += [name for name, tensor in module.named_buffers() if tensor.is_meta]
+    for path, owner in module.named_modules():
+        left += [f"{path}.{k}" for k, v in vars(owner).items() if isinstance(v, Tensor) and v.is_meta]
+    if left:
+        raise WeightsError(
+            f"{type(module).__name__}: no values for {_listed(left)}; "
+            "this version of its library is not known here"
+        )

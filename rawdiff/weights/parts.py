@@ -1,0 +1,182 @@
+"""A model's parts, each loaded by itself: the UNet, the VAE, the text encoder, a ControlNet, the scheduler.
+
+Every loader takes a Source (or what `open_source` takes) that holds the part in a folder of its name or is
+that part alone, and returns the plain diffusers or transformers object: in evaluation mode, without
+gradients, on the device, in the dtype, with no weight that did not come from the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rawdiff.errors import HubError, WeightsError
+from rawdiff.weights import digests
+from rawdiff.weights.build import PARTS, Part, build_empty, check_class
+from rawdiff.weights.choose import choose_weights, read_json, read_shard_names
+from rawdiff.weights.devices import choose_device, choose_dtype
+from rawdiff.weights.fill import fill, plan_fill
+from rawdiff.weights.source import Source, open_source
+from rawdiff.weights.tensorfile import TensorFile, open_tensors
+
+__all__ = [
+    "hashes",
+    "load_controlnet",
+    "load_scheduler",
+    "load_text_encoder",
+    "load_unet",
+    "load_vae",
+    "part_files",
+    "read_config",
+]
+
+Where = Source | str | Path | None
+
+_TOKENIZER_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+def load_unet(
+    source: Where = None, *, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+) -> Any:
+    """The UNet2DConditionModel of a model; raises WeightsError, HubError, UsageError, ResourceError."""
+    return _load("unet", source, device, dtype)
+
+
+def load_vae(
+    source: Where = None, *, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+) -> Any:
+    """The AutoencoderKL of a model; raises WeightsError, HubError, UsageError, ResourceError."""
+    return _load("vae", source, device, dtype)
+
+
+def load_text_encoder(
+    source: Where = None, *, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+) -> Any:
+    """The CLIPTextModel of a model; raises WeightsError, HubError, UsageError, ResourceError."""
+    return _load("text_encoder", source, device, dtype)
+
+
+def load_controlnet(
+    source: Where, *, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+) -> Any:
+    """A ControlNetModel, from its own folder or repository (Zhang et al. 2023, arXiv 2302.05543).
+
+    Raises WeightsError, HubError, UsageError, ResourceError.
+    """
+    return _load("controlnet", source, device, dtype)
+
+
+def load_scheduler(source: Where = None) -> Any:
+    """The scheduler that a model's folder describes; raises WeightsError, HubError."""
+    from rawdiff.weights import schedulers
+
+    opened = open_source(source)
+    (path,) = part_files(opened, "scheduler")
+    return schedulers.scheduler_from_folder(path.parent)
+
+
+def read_config(source: Where, part: str) -> dict[str, Any]:
+    """The config of a part, as it stands in its file; raises WeightsError, HubError."""
+    opened = open_source(source)
+    folder = opened.holds_part(part)
+    opened.folder(part)  # raises when there is none
+    return read_json(opened.path(f"{folder}/config.json" if folder else "config.json"))
+
+
+def part_files(source: Source, part: str) -> list[Path]:
+    """The files that loading `part` reads, fetched if they come from a hub: config first, then weights.
+
+    Raises WeightsError, HubError.
+    """
+    source.folder(part)
+    inside = source.holds_part(part)
+    prefix = f"{inside}/" if inside else ""
+    names = source.names(inside or "")
+    if part == "scheduler":
+        wanted = ["scheduler_config.json"]
+    elif part == "tokenizer":
+        wanted = [name for name in _TOKENIZER_FILES if name in names]
+    else:
+        where = str(source.child(inside)) if inside else str(source)
+        try:
+            chosen = choose_weights(names, PARTS[part].stems, where)
+        except WeightsError:
+            if source.snapshot is not None and not source.snapshot.is_whole:
+                raise HubError(
+                    f"{where} is in the cache without weights: run once without --offline"
+                ) from None
+            raise
+        wanted = ["config.json", chosen.name]
+        if chosen.is_index:
+            wanted += sorted(read_shard_names(source.path(prefix + chosen.name)))
+        for name in wanted:
+            if name not in names:
+                raise WeightsError(f"{where}: {chosen.name} names {name}, which is not there; download it")
+    return [source.path(prefix + name) for name in wanted]
+
+
+def hashes(source: Where, *parts: str) -> dict[str, str]:
+    """SHA-256 of every file that loading `parts` reads, by its path inside the source.
+
+    A file is read for it once a process, as long as its size and time stay. Raises WeightsError, HubError.
+    """
+    opened = open_source(source)
+    found = {}
+    for part in parts:
+        for path in part_files(opened, part):
+            found[path.relative_to(opened.root).as_posix()] = digests.sha256(path)
+    return found
+
+
+def _load(
+    name: str, source: Where, device: str | torch.device | None, dtype: str | torch.dtype | None
+) -> nn.Module:
+    chosen_device = choose_device(device)
+    chosen_dtype = choose_dtype(chosen_device, dtype)
+    opened, part = open_source(source), PARTS[name]
+    config = _config(opened, part)
+    config_path, *weight_paths = part_files(opened, name)
+    module = build_empty(part, config, str(config_path))
+    with contextlib.ExitStack() as stack:
+        files: list[TensorFile] = []
+        for path in weight_paths:
+            if path.suffix != ".json":
+                files.append(open_tensors(path))
+                stack.callback(files[-1].close)
+        _check_shards(weight_paths, files)
+        where = str(files[0].path if len(files) == 1 else config_path.parent)
+        feeds = plan_fill(name, module, files, where)
+        return fill(module, feeds, chosen_device, chosen_dtype)
+
+
+def _config(source: Source, part: Part) -> dict[str, Any]:
+    """The config alone, its class checked before any weight is fetched."""
+    config = read_config(source, part.name)
+    inside = source.holds_part(part.name)
+    check_class(part, config, f"{source}/{inside}/config.json" if inside else f"{source}/config.json")
+    return config
+
+
+def _check_shards(paths: list[Path], files: list[TensorFile]) -> None:
+    """Each shard holds exactly the tensors that the index gives it."""
+    index = next((path for path in paths if path.suffix == ".json"), None)
+    if index is None:
+        return
+    promised = read_shard_names(index)
+    for file in files:
+        difference = set(file.shapes()) ^ set(promised[file.path.name])
+        if difference:
+            raise WeightsError(
+                f"{file.path}: {min(difference)!a} is in only one of shard and index; download both again"
+            )

@@ -1,0 +1,96 @@
+"""The tokenizer: words to numbers, with the limits that the text encoder really has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rawdiff.errors import WeightsError
+from rawdiff.weights.choose import read_json
+from rawdiff.weights.parts import Where, part_files, read_config
+from rawdiff.weights.source import Source, open_source
+
+__all__ = ["load_tokenizer"]
+
+_CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")
+_ABSENT = 10**6
+"""transformers gives a tokenizer whose config names no `model_max_length` the length 1e30."""
+
+
+def load_tokenizer(source: Where = None) -> Any:
+    """The CLIPTokenizer of a model (Radford et al. 2021, arXiv 2103.00020).
+
+    Its `model_max_length` is the text encoder's number of positions where the folder does not say: without it
+    transformers assumes 1e30 and prompts run past the encoder's end. Raises WeightsError, HubError.
+    """
+    opened = open_source(source)
+    paths = {path.name: path for path in part_files(opened, "tokenizer")}
+    folder = next(iter(paths.values())).parent
+    if "tokenizer.json" not in paths and not {"vocab.json", "merges.txt"} <= set(paths):
+        raise WeightsError(f"{folder}: found {', '.join(paths)}; expected vocab.json and merges.txt")
+    _check_files(paths)
+    tokenizer = _open(folder)
+    _check_tokens(tokenizer, folder)
+    limit, size = _encoder_limits(opened)
+    if tokenizer.model_max_length > _ABSENT:
+        tokenizer.model_max_length = limit if limit is not None else 77
+    elif limit is not None and tokenizer.model_max_length > limit:
+        raise WeightsError(
+            f"{folder}: model_max_length {tokenizer.model_max_length}, expected at most {limit}, the positions "
+            "of the text encoder"
+        )
+    if size is not None and len(tokenizer) > size:
+        raise WeightsError(
+            f"{folder}: {len(tokenizer)} tokens, expected at most {size}, as the text encoder has"
+        )
+    return tokenizer
+
+
+def _check_files(paths: dict[str, Path]) -> None:
+    """Read each JSON ourselves first, so that a damaged one is named."""
+    tables = {name: read_json(path) for name, path in paths.items() if name.endswith(".json")}
+    config = tables.get("tokenizer_config.json", {})
+    found = config.get("tokenizer_class")
+    if found is not None and found not in _CLASSES:
+        where = paths["tokenizer_config.json"]
+        raise WeightsError(f"{where}: class {str(found)[:80]!a}, expected {' or '.join(_CLASSES)}")
+    vocab = tables.get("vocab.json")
+    if vocab is not None and not all(type(number) is int and number >= 0 for number in vocab.values()):
+        raise WeightsError(
+            f"{paths['vocab.json']}: a token without a number, expected text mapped to numbers"
+        )
+
+
+def _open(folder: Path) -> Any:
+    from transformers import CLIPTokenizer
+
+    try:
+        return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except BaseException as error:  # tokenizers' panics are no Exception
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
+        reason = " ".join(str(error).split())[:160]
+        raise WeightsError(f"{folder}: not a CLIP tokenizer ({type(error).__name__}: {reason})") from error
+
+
+def _check_tokens(tokenizer: Any, folder: Path) -> None:
+    """Start, end and padding exist, and a prompt is wrapped in start and end."""
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if getattr(tokenizer, name) is None:
+            raise WeightsError(
+                f"{folder}: no {name.removesuffix('_id')}; expected one in tokenizer_config.json"
+            )
+    ids = tokenizer("a").input_ids
+    if len(ids) < 3 or ids[0] != tokenizer.bos_token_id or ids[-1] != tokenizer.eos_token_id:
+        raise WeightsError(
+            f"{folder}: the word 'a' becomes {ids[:8]}, expected it between start and end token"
+        )
+
+
+def _encoder_limits(source: Source) -> tuple[int | None, int | None]:
+    """Positions and vocabulary of the text encoder beside the tokenizer, where there is one."""
+    if source.holds_part("text_encoder") != "text_encoder":
+        return None, None
+    config = read_config(source, "text_encoder")
+    limit, size = config.get("max_position_embeddings", 77), config.get("vocab_size", 49408)
+    return (limit if type(limit) is int else None), (size if type(size) is int else None)
