@@ -36,8 +36,8 @@ def load_tokenizer(source: Where = None) -> Any:
         tokenizer.model_max_length = limit if limit is not None else 77
     elif limit is not None and tokenizer.model_max_length > limit:
         raise WeightsError(
-            f"{folder}: model_max_length {tokenizer.model_max_length}, expected at most {limit}, the positions "
-            "of the text encoder"
+            f"{folder}: model_max_length {tokenizer.model_max_length}, expected at most {limit}, the "
+            "positions of the text encoder"
         )
     if size is not None and len(tokenizer) > size:
         raise WeightsError(
