@@ -21,11 +21,25 @@ SHAPE_WORDS = {
 FLOOR_WORDS = {
     "grass": ("on grass", "on grass", "on the grass", "on a lawn", "standing on grass", "in a meadow"),
     "sand": ("on sand", "on sand", "on the sand", "on a beach", "standing on sand", "in the desert"),
-    "stone": ("on stone", "on stone", "on a stone floor", "on paving stones", "standing on stone", "on stone tiles"),
+    "stone": (
+        "on stone",
+        "on stone",
+        "on a stone floor",
+        "on paving stones",
+        "standing on stone",
+        "on stone tiles",
+    ),
 }
 SKY_WORDS = {
     "daylight": ("in daylight", "in daylight", "on a sunny day", "under a clear sky", "at noon", "by day"),
-    "sunset": ("at sunset", "at sunset", "in the evening", "at dusk", "under a sunset sky", "in evening light"),
+    "sunset": (
+        "at sunset",
+        "at sunset",
+        "in the evening",
+        "at dusk",
+        "under a sunset sky",
+        "in evening light",
+    ),
     "night": ("at night", "at night", "under the stars", "under a night sky", "in the moonlight", "by night"),
 }
 OPENINGS = ("", "", "", "", "a picture of ", "a photo of ", "a render of ")
@@ -35,13 +49,24 @@ def _join(things: list[str], rng: random.Random, repeated: bool) -> str:
     if len(things) == 1:
         return things[0]
     if len(things) == 2:
-        ways = [f"{things[0]} to the left of {things[1]}", f"{things[0]} on the left and {things[1]} on the right"]
+        ways = [
+            f"{things[0]} to the left of {things[1]}",
+            f"{things[0]} on the left and {things[1]} on the right",
+        ]
         if not repeated:
-            ways += [f"{things[0]} and {things[1]}", f"{things[0]} next to {things[1]}", f"{things[0]}, {things[1]}"]
+            ways += [
+                f"{things[0]} and {things[1]}",
+                f"{things[0]} next to {things[1]}",
+                f"{things[0]}, {things[1]}",
+            ]
         return rng.choice(ways)
     ways = [f"{things[0]} on the left, {things[1]} in the middle and {things[2]} on the right"]
     if not repeated:
-        ways += [f"{things[0]}, {things[1]} and {things[2]}", ", ".join(things), f"{things[0]} with {things[1]} and {things[2]}"]
+        ways += [
+            f"{things[0]}, {things[1]} and {things[2]}",
+            ", ".join(things),
+            f"{things[0]} with {things[1]} and {things[2]}",
+        ]
     return rng.choice(ways)
 
 
@@ -59,7 +84,12 @@ def caption(scenes: Scenes, index: int, rng: random.Random) -> str:
     sky = rng.choice(SKY_WORDS[SKIES[int(scenes.sky[index])]])
     opening = rng.choice(OPENINGS)
     return rng.choice(
-        [f"{opening}{body} {floor} {sky}", f"{opening}{body} {floor}, {sky}", f"{sky}, {body} {floor}", f"{body}, {floor}, {sky}"]
+        [
+            f"{opening}{body} {floor} {sky}",
+            f"{opening}{body} {floor}, {sky}",
+            f"{sky}, {body} {floor}",
+            f"{body}, {floor}, {sky}",
+        ]
     )
 
 

@@ -17,7 +17,15 @@ from torch import Tensor
 from scripts.embedded.palette import COLOURS, FLOORS, SKIES, oklab
 from scripts.embedded.world import MAX_OBJECTS, Scenes, render, sample_scenes
 
-__all__ = ["Reading", "read_colours", "psnr", "psnr_inside", "score_colours", "score_silhouette", "score_surroundings"]
+__all__ = [
+    "Reading",
+    "psnr",
+    "psnr_inside",
+    "read_colours",
+    "score_colours",
+    "score_silhouette",
+    "score_surroundings",
+]
 
 GROUND = 0.07  # the colourfulness of what is not an object, at most about this
 CALIBRATION_SEED = 990_001
@@ -41,7 +49,7 @@ def _colourfulness(picture: Tensor) -> tuple[Tensor, Tensor]:
 
 @cache
 def _calibration() -> tuple[Tensor, Tensor, Tensor]:
-    """Hue [8] and colourfulness [8] of each colour's pixels; mean Oklab of (sky, floor) pixels [9,6]: from 450 true renders."""
+    """Hue [8] and colourfulness [8] of the colours, mean Oklab [9,6] of each sky and floor: from 450 true renders."""
     scenes = sample_scenes(450, CALIBRATION_SEED, (64, 64))
     true = render(scenes, (64, 64))
     strength, hue = _colourfulness(true.picture)
@@ -77,8 +85,8 @@ def score_silhouette(reading: Reading, ids: Tensor) -> Tensor:
 
 
 def score_colours(reading: Reading, scenes: Scenes, ids: Tensor) -> tuple[int, int]:
-    """(right, counted): objects whose own pixels are mostly of the asked colour, against objects plus every colour that
-    nobody asked for and that covers at least 1% of the picture."""
+    """(right, counted): objects whose own pixels are mostly of the asked colour, out of the objects and the colours
+    that nobody asked for (where they cover at least 1% of the picture)."""
     right = counted = 0
     for b in range(len(scenes)):
         for k in range(MAX_OBJECTS):
@@ -99,7 +107,7 @@ def _asked(scenes: Scenes, b: int) -> set[int]:
 
 
 def present_colours(reading: Reading, b: int, share: float = PRESENT) -> set[int]:
-    """The colours that cover at least `share` of picture `b`, speckles and rims apart (pixels whose whole 3x3 agrees)."""
+    """The colours that cover at least `share` of picture `b`; pixels count whose whole 3x3 neighbourhood agrees."""
     solid, colour = reading.solid[b], reading.colour[b]
     found = set()
     for c in range(len(COLOURS)):
@@ -126,7 +134,7 @@ def _surroundings(picture: Tensor, ids: Tensor) -> Tensor:
 
 
 def score_surroundings(picture: Tensor, scenes: Scenes, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """([B], [B]) bool: sky right, floor right; `ids` says where they should be (strongly coloured pixels are left out)."""
+    """([B], [B]) bool: sky right, floor right; `ids` says where to look, strongly coloured pixels apart."""
     _, _, centroids = _calibration()
     reading = read_colours(picture)
     ids = torch.where(reading.solid, 0, ids.cpu())

@@ -1,7 +1,7 @@
 """The words of the world and what they look like: colours, shapes, floors, skies.
 
-Objects are strongly coloured and everything else is muted, so that a picture's objects can be found, and their
-colours read, from chroma alone (see metrics.py). Colours are sRGB in 0..1.
+Objects are strongly coloured and everything else is muted, so that a picture's objects can be found, and their colours
+read, from chroma alone (see metrics.py). Colours are sRGB in 0..1.
 """
 
 from __future__ import annotations
@@ -41,14 +41,24 @@ class Light:
 
 
 SKY_LIGHT: dict[str, Light] = {
-    "daylight": Light((0.58, 0.69, 0.81), (0.85, 0.90, 0.94), (0.46, 0.45, 0.43), (0.66, 0.67, 0.69), (0.10, 0.09, 0.06)),
-    "sunset": Light((0.52, 0.49, 0.56), (0.90, 0.77, 0.69), (0.46, 0.40, 0.36), (0.60, 0.57, 0.57), (0.08, 0.05, 0.01)),
-    "night": Light((0.050, 0.058, 0.088), (0.150, 0.165, 0.205), (0.27, 0.28, 0.30), (0.41, 0.42, 0.45), (0.16, 0.17, 0.18)),
+    "daylight": Light(
+        (0.58, 0.69, 0.81), (0.85, 0.90, 0.94), (0.46, 0.45, 0.43), (0.66, 0.67, 0.69), (0.10, 0.09, 0.06)
+    ),
+    "sunset": Light(
+        (0.52, 0.49, 0.56), (0.90, 0.77, 0.69), (0.46, 0.40, 0.36), (0.60, 0.57, 0.57), (0.08, 0.05, 0.01)
+    ),
+    "night": Light(
+        (0.050, 0.058, 0.088),
+        (0.150, 0.165, 0.205),
+        (0.27, 0.28, 0.30),
+        (0.41, 0.42, 0.45),
+        (0.16, 0.17, 0.18),
+    ),
 }
 
 
 def oklab(rgb: Tensor) -> Tensor:
-    """sRGB `[..., 3]` in 0..1 to Oklab `[..., 3]` (L in 0..1, a, b). Source: Ottosson 2020, "A perceptual color space"."""
+    """sRGB [..., 3] in 0..1 to Oklab [..., 3] (L in 0..1, a, b). Source: Ottosson 2020, A perceptual color space."""
     linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4)
     to_lms = rgb.new_tensor(
         [

@@ -92,7 +92,9 @@ def sample_scenes(count: int, seed: int, size: tuple[int, int] = (128, 128), rep
         kind[b, :n] = torch.randperm(len(SHAPES), generator=g)[:n]
         if repeat[b] and n > 1:
             kind[b, :n] = kind[b, 0]
-        placed = _place(g, n, float(focal[b]), float(eye[b]), float(horizon[b]) * aspect_h, aspect_w, aspect_h)
+        placed = _place(
+            g, n, float(focal[b]), float(eye[b]), float(horizon[b]) * aspect_h, aspect_w, aspect_h
+        )
         centre[b, :n], radius[b, :n] = placed[:, :2], placed[:, 2]
         squat = _uniform(g, n, low=0.0, high=1.0)
         for k in range(n):
@@ -125,7 +127,7 @@ def sample_scenes(count: int, seed: int, size: tuple[int, int] = (128, 128), rep
 def _place(
     g: torch.Generator, n: int, focal: float, eye: float, horizon: float, width: float, height: float
 ) -> Tensor:
-    """[n,3] x, z and radius of `n` objects from left to right: inside the picture, standing apart, each well seen."""
+    """[n,3] x, z, radius of `n` objects from left to right: inside the picture, standing apart, each well seen."""
     for attempt in range(400):
         crowd = 1.0 - 0.0015 * attempt  # after many failures, smaller objects
         r = _uniform(g, n, low=0.55, high=(1.05, 0.95, 0.82)[n - 1]) * crowd
@@ -164,7 +166,9 @@ def _nearest_root(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     return (-b - disc.clamp(min=0).sqrt()) / a, disc > 0
 
 
-def _sphere(d: Tensor, eye: Tensor, x: Tensor, z: Tensor, r: Tensor, h: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:
+def _sphere(
+    d: Tensor, eye: Tensor, x: Tensor, z: Tensor, r: Tensor, h: Tensor, turn: Tensor
+) -> tuple[Tensor, Tensor]:
     dx, dy, dz = d.unbind(-1)
     oy = eye - r
     t, hit = _nearest_root(d.square().sum(-1), dy * oy - dx * x - dz * z, x * x + oy * oy + z * z - r * r)
@@ -172,7 +176,9 @@ def _sphere(d: Tensor, eye: Tensor, x: Tensor, z: Tensor, r: Tensor, h: Tensor, 
     return torch.where(hit & (t > 0), t, FAR), normal
 
 
-def _cube(d: Tensor, eye: Tensor, x: Tensor, z: Tensor, r: Tensor, h: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:
+def _cube(
+    d: Tensor, eye: Tensor, x: Tensor, z: Tensor, r: Tensor, h: Tensor, turn: Tensor
+) -> tuple[Tensor, Tensor]:
     cos, sin = turn.cos(), turn.sin()
     dx, dy, dz = d.unbind(-1)
     half = h / 2
@@ -184,11 +190,15 @@ def _cube(d: Tensor, eye: Tensor, x: Tensor, z: Tensor, r: Tensor, h: Tensor, tu
     t, axis = near.max(-1)
     hit = (t < far.min(-1).values) & (t > 0)
     n = F.one_hot(axis, 3).to(d.dtype) * -local.sign()
-    normal = torch.stack([cos * n[..., 0] - sin * n[..., 2], n[..., 1], sin * n[..., 0] + cos * n[..., 2]], dim=-1)
+    normal = torch.stack(
+        [cos * n[..., 0] - sin * n[..., 2], n[..., 1], sin * n[..., 0] + cos * n[..., 2]], dim=-1
+    )
     return torch.where(hit, t, FAR), normal
 
 
-def _cylinder(d: Tensor, eye: Tensor, x: Tensor, z: Tensor, r: Tensor, h: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:
+def _cylinder(
+    d: Tensor, eye: Tensor, x: Tensor, z: Tensor, r: Tensor, h: Tensor, turn: Tensor
+) -> tuple[Tensor, Tensor]:
     dx, dy, dz = d.unbind(-1)
     t, hit = _nearest_root(dx * dx + dz * dz, -(dx * x + dz * z), x * x + z * z - r * r)
     y = eye + t * dy
@@ -201,7 +211,9 @@ def _cylinder(d: Tensor, eye: Tensor, x: Tensor, z: Tensor, r: Tensor, h: Tensor
     return torch.minimum(side, cap), torch.where((cap < side)[..., None], up, round_)
 
 
-def _cone(d: Tensor, eye: Tensor, x: Tensor, z: Tensor, r: Tensor, h: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:
+def _cone(
+    d: Tensor, eye: Tensor, x: Tensor, z: Tensor, r: Tensor, h: Tensor, turn: Tensor
+) -> tuple[Tensor, Tensor]:
     dx, dy, dz = d.unbind(-1)
     k = (r / h).square()  # x^2 + z^2 = k (h - y)^2
     g = h - eye
@@ -246,9 +258,9 @@ def _floor_colour(kind: Tensor, px: Tensor, pz: Tensor, distance: Tensor) -> Ten
     fade = (5.0 / distance).clamp(max=1.0) ** 1.5
     coarse = _noise(px * 0.7, pz * 0.7, 1.0)
     fine = _noise(px * 2.6, pz * 2.6, 2.0)
-    grass = px.new_tensor([0.475, 0.545, 0.405]) + (0.030 * coarse + 0.045 * fine * fade)[..., None] * px.new_tensor(
-        [0.9, 1.0, 0.6]
-    )
+    grass = px.new_tensor([0.475, 0.545, 0.405]) + (0.030 * coarse + 0.045 * fine * fade)[
+        ..., None
+    ] * px.new_tensor([0.9, 1.0, 0.6])
     ripple = torch.sin(5.2 * pz + 1.4 * coarse + 0.6 * px)
     sand = px.new_tensor([0.82, 0.76, 0.66]) + (0.028 * ripple * fade + 0.015 * coarse)[..., None]
     tile = 1.1
@@ -347,27 +359,33 @@ def _shadow(scenes: Scenes, p: Tensor, towards: Tensor, ids: Tensor) -> tuple[Te
     sun = torch.ones_like(p[..., 0])
     ambient = torch.ones_like(sun)
     for k in range(MAX_OBJECTS):
-        there = (scenes.kind[:, k] >= 0)[:, None] & (ids != k)
-        r, h = scenes.radius[:, k, None], scenes.height[:, k, None]
-        base = torch.stack([scenes.centre[:, k, 0], torch.zeros_like(scenes.eye), scenes.centre[:, k, 1]], dim=-1)
-        cone = scenes.kind[:, k, None] == SHAPES.index("cone")
-        for at, width in ((0.28, 0.92), (0.5, 0.9), (0.75, 0.85)):
+        rows = (scenes.kind[:, k] >= 0).nonzero().flatten()
+        if not len(rows):
+            continue
+        q, light, other = p[rows], towards[rows], ids[rows] != k
+        r, h = scenes.radius[rows, k, None], scenes.height[rows, k, None]
+        x, z = scenes.centre[rows, k, :1], scenes.centre[rows, k, 1:]
+        cone = scenes.kind[rows, k, None] == SHAPES.index("cone")
+        to_x, to_z = x - q[..., 0], z - q[..., 2]
+        for at, width in ((0.3, 0.9), (0.7, 0.86)):
             wide = r * torch.where(cone, 1.02 - at * 0.85, width)
-            to = base[:, None] - p + torch.stack([torch.zeros_like(h), h * at, torch.zeros_like(h)], dim=-1)
-            along = (to * towards).sum(-1)
-            miss = (to - along[..., None] * towards).norm(dim=-1)
-            block = (1 - ((miss - 0.78 * wide) / (0.42 * wide)).clamp(0, 1)) * (along > 0)
-            sun = torch.where(there, torch.minimum(sun, 1 - block), sun)
-        gap = (p[..., 0] - base[:, None, 0]).square() + (p[..., 2] - base[:, None, 2]).square()
-        touch = torch.exp(-(gap.sqrt() - 0.75 * r).clamp(min=0) / (0.30 * r)) * torch.exp(-2.2 * p[..., 1].clamp(min=0) / r)
-        ambient = torch.where(there, ambient * (1 - 0.42 * touch), ambient)
+            to_y = h * at - q[..., 1]
+            along = to_x * light[..., 0] + to_y * light[..., 1] + to_z * light[..., 2]
+            miss = (to_x * to_x + to_y * to_y + to_z * to_z - along * along).clamp(min=0).sqrt()
+            block = (1 - ((miss - 0.78 * wide) / (0.42 * wide)).clamp(0, 1)) * (along > 0) * other
+            sun[rows] = torch.minimum(sun[rows], 1 - block)
+        gap = torch.hypot(to_x, to_z)
+        touch = torch.exp(-(gap - 0.75 * r).clamp(min=0) / (0.30 * r) - 2.2 * q[..., 1].clamp(min=0) / r)
+        ambient[rows] *= 1 - 0.42 * touch * other
     return sun, ambient
 
 
 @torch.no_grad()
 def render(scenes: Scenes, size: tuple[int, int], supersample: int = 2) -> Renders:
-    """Draw scenes at `size` (height, width): pictures antialiased by `supersample` squared rays a pixel, the depth,
-    normals and ids of the ray through each pixel's centre. Takes about 30 bytes a sub-pixel and channel: chunk large batches.
+    """Draw scenes at `size` (height, width).
+
+    Pictures are antialiased by `supersample` squared rays a pixel; depth, normals and ids are those of the ray through
+    the pixel's centre. A 768x512 picture takes about 1 GB: chunk large batches.
     """
     height, width = size
     batch = len(scenes)
@@ -383,7 +401,10 @@ def render(scenes: Scenes, size: tuple[int, int], supersample: int = 2) -> Rende
     point[..., 1] += scenes.eye[:, None]
 
     floor = _floor_colour(
-        scenes.floor, point[..., 0] + scenes.shift[:, :1], point[..., 2] + scenes.shift[:, 1:], depth.clamp(max=400)
+        scenes.floor,
+        point[..., 0] + scenes.shift[:, :1],
+        point[..., 2] + scenes.shift[:, 1:],
+        depth.clamp(max=400),
     )
     paint = torch.tensor([COLOUR_RGB[c] for c in COLOURS], device=d.device)[scenes.colour]  # [B,3,3]
     own = torch.gather(paint, 1, ids.clamp(max=MAX_OBJECTS - 1)[..., None].expand(-1, -1, 3))
@@ -418,7 +439,9 @@ def render(scenes: Scenes, size: tuple[int, int], supersample: int = 2) -> Rende
     depth, ids = depth.view(batch, height, width), ids.view(batch, height, width)
     disparity = torch.where(ids == MAX_OBJECTS + 1, 0.0, 1 / depth)
     disparity = disparity / disparity.amax((1, 2), keepdim=True).clamp(min=1e-9)
-    normal = normal.view(batch, height, width, 3).permute(0, 3, 1, 2) * normal.new_tensor([1, 1, -1]).view(1, 3, 1, 1)
+    normal = normal.view(batch, height, width, 3).permute(0, 3, 1, 2) * normal.new_tensor([1, 1, -1]).view(
+        1, 3, 1, 1
+    )
     flat = normal.new_tensor([0, 0, 1]).view(1, 3, 1, 1)
     normal = torch.where((ids == MAX_OBJECTS + 1)[:, None], flat, normal) * 0.5 + 0.5
     return Renders(picture, disparity[:, None], normal, ids)

@@ -1,0 +1,207 @@
+"""Train the embedded model's text encoder, UNet and depth ControlNet.
+
+    python -m scripts.embedded.base --phase native --minutes 40     # text encoder and UNet on 128x128
+    python -m scripts.embedded.base --phase mixed --minutes 40      # with the depth ControlNet, on all sizes
+
+Native: epsilon prediction, 10% empty captions. Mixed: the ControlNet starts as a copy of the UNet's encoder and
+learns beside it: it is shown to 65% of the pictures, the others are trained without, so that the UNet stays whole by
+itself. Captions are drawn anew each time; pictures are mirrored half of the time, captions and all. Every tenth of
+the way a checkpoint, a snapshot of the averaged weights in the diffusers layout and a sheet of samples go to the
+work folder.
+`--resume` goes on from the checkpoint, or from the committed weights where there is none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import random
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scripts.embedded.data import Batches
+from scripts.embedded.folder import SCHEDULE, load_committed, write_model
+from scripts.embedded.text import WIDTH, build_text_encoder, load_tokenizer
+from scripts.embedded.training import (
+    ASSETS,
+    Average,
+    Progress,
+    cosine,
+    default_device,
+    load_state,
+    save_state,
+    work_folder,
+)
+
+UNET = {
+    "sample_size": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": (64, 96, 112),
+    "layers_per_block": 1,
+    "cross_attention_dim": WIDTH,
+    "attention_head_dim": (4, 6, 7),  # as in Stable Diffusion 1's configs: the number of heads
+    "norm_num_groups": 16,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+}
+CONDITIONING = (8, 16, 32, 64)
+OFFSET = 0.08  # noise with a little of its own mean, so that large pictures do not read their brightness off the noise
+HINTED = 0.65
+
+# bank, share of the steps, batch: every step costs about as much
+NATIVE = [("unet128", 1.0, 32)]
+MIXED = [
+    ("unet128", 0.50, 32),
+    ("mix256", 0.14, 8),
+    ("mix384", 0.12, 5),
+    ("mix256t", 0.08, 5),
+    ("vae768", 0.11, 1),
+    ("vae512", 0.05, 1),
+]
+
+
+def build() -> dict[str, nn.Module]:
+    from diffusers import ControlNetModel, UNet2DConditionModel
+
+    unet = UNet2DConditionModel(**UNET)
+    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=CONDITIONING)
+    return {"text_encoder": build_text_encoder(load_tokenizer()), "unet": unet, "controlnet_depth": net}
+
+
+class Objective:
+    """The loss of one batch: the error of the noise predicted at random timesteps."""
+
+    def __init__(self, modules: dict[str, nn.Module], device: torch.device) -> None:
+        self.modules, self.device = modules, device
+        betas = torch.linspace(SCHEDULE["beta_start"] ** 0.5, SCHEDULE["beta_end"] ** 0.5, 1000) ** 2
+        self.alpha_bar = (1 - betas).cumprod(0).to(device)
+
+    def __call__(self, x0: Tensor, tokens: Tensor, hint: Tensor | None) -> Tensor:
+        count = len(x0)
+        t = torch.randint(1000, (count,), device=self.device)
+        eps = torch.randn_like(x0) + OFFSET * torch.randn(count, 4, 1, 1, device=self.device)
+        a = self.alpha_bar[t].view(-1, 1, 1, 1)
+        x = a.sqrt() * x0 + (1 - a).sqrt() * eps
+        context = self.modules["text_encoder"](tokens).last_hidden_state
+        residuals: dict[str, object] = {}
+        if hint is not None:
+            down, mid = self.modules["controlnet_depth"](x, t, context, hint, return_dict=False)
+            shown = (
+                (torch.rand(count, 1, 1, 1, device=self.device) < HINTED).to(mid.dtype) if count > 1 else 1.0
+            )
+            residuals = {
+                "down_block_additional_residuals": [r * shown for r in down],
+                "mid_block_additional_residual": mid * shown,
+            }
+        out = self.modules["unet"](x, t, context, **residuals).sample
+        return F.mse_loss(out.float(), eps)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--phase", choices=("native", "mixed"), default="native")
+    parser.add_argument("--minutes", type=float, default=40)
+    parser.add_argument("--rate", type=float, default=1.5e-3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the checkpoint, or from the committed weights"
+    )
+    parser.add_argument("--from", dest="source", type=Path, help="start from this model folder's weights")
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    device, work = default_device(), work_folder()
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(ASSETS / "vae", torch_dtype=torch.float32).to(device)
+    modules = build()
+    mixed = args.phase == "mixed"
+    checkpoint = work / f"{args.phase}.ckpt"
+    state = load_state(checkpoint) if args.resume and checkpoint.exists() else None
+    if state is not None:
+        for name, module in modules.items():
+            module.load_state_dict(state["modules"][name])
+    elif args.source or args.resume:
+        source = args.source or ASSETS
+        load_committed(modules, source)
+        if mixed and not (source / "controlnet_depth").is_dir():
+            modules["controlnet_depth"] = type(modules["controlnet_depth"]).from_unet(
+                modules["unet"], conditioning_embedding_out_channels=CONDITIONING
+            )
+    live = {name: m.to(device).train() for name, m in modules.items() if mixed or name != "controlnet_depth"}
+    parameters = [p for m in live.values() for p in m.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=args.rate, betas=(0.9, 0.99), weight_decay=0.01)
+    average = Average(live.values(), 0.9993)
+    objective = Objective(live, device)
+    batches = Batches(
+        MIXED if mixed else NATIVE,
+        vae,
+        load_tokenizer(),
+        device,
+        args.seed + (state["index"] if state else 0),
+    )
+    progress = Progress(args.phase, args.minutes)
+    index = saved = 0
+    if state is not None:
+        optimizer.load_state_dict(state["optimizer"])
+        average.mean = [m.to(device) for m in state["mean"]]
+        index, average.count = state["index"], state["index"]
+        progress.start -= state["seconds"]
+        saved = int(progress.done * 10)
+    seen = 0
+    while progress.done < 1:
+        done = progress.done
+        x0, tokens, hint = batches.draw()
+        for group in optimizer.param_groups:
+            group["lr"] = args.rate * cosine(done)
+        with (
+            torch.autocast(device.type, torch.bfloat16) if device.type == "cpu" else contextlib.nullcontext()
+        ):
+            show = mixed and (len(x0) > 1 or random.Random(index).random() < HINTED)
+            loss = objective(x0, tokens, hint if show else None)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        average.update()
+        index, seen = index + 1, seen + len(x0)
+        progress.step(index, loss.detach(), f"{seen} pictures")
+        if int(progress.done * 10) > saved:
+            saved = int(progress.done * 10)
+            save_state(
+                checkpoint,
+                modules={n: m.state_dict() for n, m in modules.items()},
+                mean=average.mean,
+                optimizer=optimizer.state_dict(),
+                index=index,
+                seconds=progress.done * progress.seconds,
+            )
+            average.swap()
+            write_model(live, work / "solids")
+            average.swap()
+            if progress.done < 1:
+                _sheet(work / "solids", work / f"{args.phase}-{saved}.png")
+    average.swap()
+    write_model(live, work / "solids")
+    print(f"{args.phase}: {index} steps, {seen} pictures in this run; weights in {work / 'solids'}")
+
+
+def _sheet(folder: Path, path: Path) -> None:
+    """Sample a small sheet with the weights in `folder`, in a process of its own so that training keeps its state."""
+    import subprocess
+    import sys
+
+    subprocess.Popen(
+        [sys.executable, "-m", "scripts.embedded.evaluate", "--model", str(folder), "--sheet", str(path)]
+    )
+
+
+if __name__ == "__main__":
+    main()

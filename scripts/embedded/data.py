@@ -1,0 +1,106 @@
+"""What the networks learn from: banks as latents, captions drawn anew, depth maps."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from scripts.embedded.bank import load_bank
+from scripts.embedded.captions import caption
+from scripts.embedded.training import load_state, save_state, work_folder
+from scripts.embedded.world import Scenes
+
+__all__ = ["Bank", "Batches", "encoded", "mirror"]
+
+EMPTY = 0.1
+"""The share of captions left empty, for guidance."""
+
+
+@dataclass
+class Bank:
+    """A bank of pictures as the networks see it."""
+
+    latents: Tensor  # [N,2,4,h,w] fp16, scaled; the second is the mirrored picture's
+    disparity: Tensor  # [N,1,H,W] fp16
+    scenes: Scenes
+    mirrored: Scenes
+
+
+def mirror(scenes: Scenes) -> Scenes:
+    """The scenes as a mirror shows them, objects again from left to right; only what captions read is kept true."""
+    count = (scenes.kind >= 0).sum(1, keepdim=True)
+    order = torch.arange(3).expand_as(scenes.kind)
+    order = torch.where(order < count, count - 1 - order, order)
+    turned = Scenes(**vars(scenes))
+    turned.kind, turned.colour = scenes.kind.gather(1, order), scenes.colour.gather(1, order)
+    return turned
+
+
+@torch.no_grad()
+def encoded(name: str, vae: nn.Module, device: torch.device) -> Bank:
+    """A bank with its latents, encoded once and kept beside it."""
+    bank = load_bank(name)
+    kept = work_folder() / f"{name}.latents.pt"
+    weights = float(sum(p.double().abs().sum() for p in vae.parameters()))  # a new VAE makes new latents
+    state = load_state(kept) if kept.exists() else {"weights": None}
+    if state["weights"] != weights:
+        latents = torch.empty(
+            len(bank["picture"]),
+            2,
+            4,
+            *(side // 8 for side in bank["picture"].shape[2:]),
+            dtype=torch.float16,
+        )
+        chunk = max(1, 16 * 128 * 128 // bank["picture"][0, 0].numel())
+        for at in range(0, len(latents), chunk):
+            x = bank["picture"][at : at + chunk].to(device).float() / 127.5 - 1
+            for turned, pictures in enumerate((x, x.flip(-1))):
+                latents[at : at + chunk, turned] = (
+                    (vae.encode(pictures).latent_dist.mode() * vae.config.scaling_factor).half().cpu()
+                )
+        state = {"weights": weights, "latents": latents}
+        save_state(kept, **state)
+    scenes = bank["scenes"]
+    return Bank(state["latents"], bank["disparity"], scenes, mirror(scenes))
+
+
+class Batches:
+    """Latents, tokens and hints drawn from banks of several sizes."""
+
+    def __init__(
+        self,
+        plan: list[tuple[str, float, int]],
+        vae: nn.Module,
+        tokenizer: object,
+        device: torch.device,
+        seed: int,
+    ) -> None:
+        self.banks = [encoded(name, vae, device) for name, _, _ in plan]
+        self.shares = torch.tensor([share for _, share, _ in plan])
+        self.sizes = [batch for _, _, batch in plan]
+        self.tokenizer, self.device = tokenizer, device
+        self.g = torch.Generator().manual_seed(seed)
+        self.rng = random.Random(seed)
+
+    def draw(self) -> tuple[Tensor, Tensor, Tensor]:
+        """x0 [B,4,h,w], token ids [B,77] and depth hints [B,3,8h,8w] in 0..1."""
+        which = int(torch.multinomial(self.shares, 1, generator=self.g))
+        bank, count = self.banks[which], self.sizes[which]
+        rows = torch.randint(len(bank.latents), (count,), generator=self.g)
+        turned = torch.randint(2, (count,), generator=self.g)
+        x0 = bank.latents[rows, turned].float()
+        hint = bank.disparity[rows].float()
+        hint = torch.where(turned.view(-1, 1, 1, 1) == 1, hint.flip(-1), hint)
+        texts = [
+            ""
+            if self.rng.random() < EMPTY
+            else caption(bank.mirrored if t else bank.scenes, int(row), self.rng)
+            for row, t in zip(rows, turned, strict=True)
+        ]
+        tokens = self.tokenizer(
+            texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+        ).input_ids
+        return x0.to(self.device), tokens.to(self.device), hint.expand(-1, 3, -1, -1).to(self.device)

@@ -1,0 +1,207 @@
+"""Measure the embedded model on scenes never seen, and print the table.
+
+    python -m scripts.embedded.evaluate                                   # 200 scenes, native square and 768x512
+    python -m scripts.embedded.evaluate --count 40 --sizes 128x128        # sooner
+    python -m scripts.embedded.evaluate --sheet sheet.png                 # only look
+
+Every metric is printed for the true renders as well (else the metric is wrong, not the model), for their VAE round
+trip, for shuffled prompts (must fall to chance) and with the depth map left out (must fall).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import rawdiff
+from rawdiff.geometry import format_size, parse_size
+from scripts.embedded import metrics
+from scripts.embedded.captions import captions
+from scripts.embedded.training import default_device, sheet
+from scripts.embedded.world import Renders, Scenes, render, sample_scenes
+
+UNSEEN_SEED = 770_000
+BOUNDS = {
+    "VAE whole, dB": (33, 33),
+    "VAE inside objects, dB": (28.5, 28.5),
+    "sky and floor": (0.95, 0.90),
+    "object colour": (0.90, 0.85),
+    "silhouette IoU": (0.85, 0.80),
+    "exactly the asked colours": (0.75, None),
+}
+
+
+class Painter:
+    """Makes pictures [B,3,H,W] in 0..1 from prompts, and depth maps or none, one at a time."""
+
+    def __init__(self, model: Any, steps: int, guidance: float | None, sampler: str | None) -> None:
+        self.model, self.steps, self.guidance, self.sampler = model, steps, guidance, sampler
+
+    def __call__(
+        self, prompts: list[str], disparity: Tensor | None, size: tuple[int, int], what: str
+    ) -> Tensor:
+        pictures = []
+        start = time.monotonic()
+        for k, prompt in enumerate(prompts):
+            run = self.model.prepare(
+                prompt,
+                depth=None if disparity is None else disparity[k, 0],
+                size=size,
+                steps=self.steps,
+                guidance=self.guidance,
+                sampler=self.sampler,
+                seed=k,
+                watch=(),
+            )
+            for _ in run:
+                pass
+            pictures.append(run.picture()[0] * 0.5 + 0.5)
+            left = (time.monotonic() - start) / (k + 1) * (len(prompts) - k - 1)
+            print(
+                f"\r{what}: {k + 1}/{len(prompts)}, {left:.0f} s left ", end="", file=sys.stderr, flush=True
+            )
+        print(file=sys.stderr)
+        return torch.stack(pictures).float().clamp(0, 1)
+
+
+def scores(picture: Tensor, scenes: Scenes, ids: Tensor) -> dict[str, float]:
+    """Every metric of one set of pictures [B,3,H,W] in 0..1."""
+    reading = metrics.read_colours(picture)
+    right, counted = metrics.score_colours(reading, scenes, ids)
+    sky, floor = metrics.score_surroundings(picture, scenes, ids)
+    return {
+        "sky and floor": float((sky & floor).float().mean()),
+        "sky": float(sky.float().mean()),
+        "floor": float(floor.float().mean()),
+        "object colour": right / counted,
+        "silhouette IoU": float(metrics.score_silhouette(reading, ids).mean()),
+        "exactly the asked colours": float(metrics.score_exact_colours(reading, scenes).float().mean()),
+    }
+
+
+def true_renders(scenes: Scenes, size: tuple[int, int]) -> Renders:
+    parts = [render(scenes[k : k + 1], size) for k in range(len(scenes))]
+    names = ("picture", "disparity", "normal", "ids")
+    return Renders(*(torch.cat([getattr(p, n) for p in parts]) for n in names))
+
+
+@torch.no_grad()
+def round_trip(vae: Any, picture: Tensor) -> Tensor:
+    """The VAE's posterior mode decoded again, [B,3,H,W] in 0..1."""
+    kind = next(vae.parameters())
+    done = [vae.decode(vae.encode(p[None].to(kind) * 2 - 1).latent_dist.mode()).sample[0] for p in picture]
+    return (torch.stack(done).float().cpu() * 0.5 + 0.5).clamp(0, 1)
+
+
+def evaluate(
+    model: Any, paint: Painter, count: int, size: tuple[int, int], controls: bool, out: Path | None
+) -> dict:
+    """All rows of the table at one size."""
+    seed = UNSEEN_SEED + size[0] * 10_000 + size[1]
+    scenes = sample_scenes(count, seed, size)
+    prompts = captions(scenes, seed)
+    true = true_renders(scenes, size)
+    decoded = round_trip(model.vae, true.picture)
+    name = format_size(size)
+    rows = {
+        "true renders": scores(true.picture, scenes, true.ids),
+        "their VAE round trip": scores(decoded, scenes, true.ids)
+        | {
+            "VAE whole, dB": metrics.psnr(true.picture, decoded),
+            "VAE inside objects, dB": metrics.psnr_inside(true.picture, decoded, true.ids),
+        },
+    }
+    made = paint(prompts, true.disparity, size, f"{name} with depth")
+    rows["with depth"] = scores(made, scenes, true.ids)
+    alone = paint(prompts, None, size, f"{name} text alone")
+    rows["depth left out"] = scores(alone, scenes, true.ids)
+    if controls:
+        order = [(k + 1) % count for k in range(count)]
+        shuffled = paint([prompts[k] for k in order], true.disparity, size, f"{name} shuffled prompts")
+        rows["shuffled prompts"] = scores(shuffled, scenes, true.ids)
+    if out is not None:
+        columns = 6
+        pick = slice(0, columns)
+        sheet(torch.cat([true.picture[pick], made[pick], alone[pick]]), columns, out / f"sheet-{name}.png", 1)
+        (out / f"sheet-{name}.txt").write_text("\n".join(prompts[pick]) + "\n")
+    return rows
+
+
+def print_table(name: str, rows: dict[str, dict[str, float]], bound: int) -> None:
+    columns = [*BOUNDS, "sky", "floor"]
+    print(f"\n{name}\n| | " + " | ".join(columns) + " |\n|---" + "|---" * len(columns) + "|")
+    for row, values in rows.items():
+        print(f"| {row} | " + " | ".join(_cell(c, values) for c in columns) + " |")
+    wanted = [BOUNDS[c][bound] if c in BOUNDS else None for c in columns]
+    print("| wanted | " + " | ".join("" if w is None else f">= {w:g}" for w in wanted) + " |")
+
+
+def _cell(column: str, values: dict[str, float]) -> str:
+    if column not in values:
+        return ""
+    return f"{values[column]:.2f}" if column.endswith("dB") or "IoU" in column else f"{values[column]:.1%}"
+
+
+def look(model: Any, paint: Painter, path: Path) -> None:
+    """A quick sheet: eight native pictures by text alone, eight with depth under their true renders."""
+    scenes = sample_scenes(8, UNSEEN_SEED, (128, 128))
+    prompts = captions(scenes, UNSEEN_SEED)
+    true = true_renders(scenes, (128, 128))
+    rows = [true.picture, paint(prompts, None, (128, 128), "text alone")]
+    if model.controls:
+        rows.append(paint(prompts, true.disparity, (128, 128), "with depth"))
+    sheet(torch.cat(rows), 8, path, 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default=None, help="a model folder; the embedded model without it")
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--sizes", nargs="+", default=["128x128", "768x512"])
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=None)
+    parser.add_argument("--sampler", default=None)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--no-controls", action="store_true", help="leave out the shuffled prompts")
+    parser.add_argument("--out", type=Path, default=None, help="a folder for contact sheets")
+    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--sheet", type=Path, default=None, help="only a quick sheet of samples")
+    args = parser.parse_args()
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    has_net = args.model is None or (Path(args.model) / "controlnet_depth").is_dir()
+    model = rawdiff.load(
+        args.model,
+        controls=["depth"] if has_net else [],
+        device=str(default_device()),
+        dtype=getattr(torch, args.dtype),
+    )
+    paint = Painter(model, args.steps, args.guidance, args.sampler)
+    if args.sheet is not None:
+        look(model, paint, args.sheet)
+        return
+    if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
+    table = {}
+    for text in args.sizes:
+        size = parse_size(text)
+        native = size == (128, 128)
+        table[text] = evaluate(model, paint, args.count, size, not args.no_controls, args.out)
+        title = f"{text}: {args.count} scenes, {args.steps} steps, {args.dtype}"
+        print_table(title, table[text], 0 if native else 1)
+    if args.json is not None:
+        args.json.write_text(json.dumps(table, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

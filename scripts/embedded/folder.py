@@ -1,0 +1,96 @@
+"""The embedded model's folder: diffusers' layout, fp16, written and read back for training to go on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from scripts.embedded.training import ASSETS
+
+__all__ = ["SCHEDULE", "load_committed", "write_model"]
+
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+}
+
+
+def write_model(modules: dict[str, nn.Module], folder: Path) -> None:
+    """Write fp16 weights and everything else that a diffusers folder needs; the VAE and the tokenizer are copied."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, module in modules.items():
+        half = (
+            type(module)(module.config) if name == "text_encoder" else type(module).from_config(module.config)
+        )
+        half.load_state_dict(module.state_dict())
+        half.half().save_pretrained(folder / name)
+    config = folder / "text_encoder" / "config.json"
+    held = json.loads(config.read_text())
+    held["dtype"] = "float32"  # else a pipeline loaded without a dtype mixes fp16 text with fp32 networks
+    config.write_text(json.dumps(held, indent=2, sort_keys=True) + "\n")
+    _keep_prefix(folder / "text_encoder" / "model.safetensors")
+    for part in ("vae", "tokenizer"):
+        if folder != ASSETS:
+            shutil.copytree(ASSETS / part, folder / part, dirs_exist_ok=True)
+    scheduler = {
+        "_class_name": "PNDMScheduler",
+        "_diffusers_version": "0.42.1",
+        **SCHEDULE,
+        "clip_sample": False,
+        "prediction_type": "epsilon",
+        "set_alpha_to_one": False,
+        "skip_prk_steps": True,
+        "steps_offset": 1,
+        "timestep_spacing": "leading",
+        "trained_betas": None,
+    }
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.42.1",
+        "feature_extractor": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "PNDMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    own = {
+        "name": "solids",
+        "native_size": [128, 128],
+        "guidance": 4.0,
+        "sampler": None,
+        "controls": {"depth": "controlnet_depth"},
+    }
+    (folder / "scheduler").mkdir(exist_ok=True)
+    for path, content in (
+        ("scheduler/scheduler_config.json", scheduler),
+        ("model_index.json", index),
+        ("rawdiff.json", own),
+    ):
+        (folder / path).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _keep_prefix(path: Path) -> None:
+    """Name the text encoder's tensors `text_model.*`, as every published Stable Diffusion folder does."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(path)
+    if not any(key.startswith("text_model.") for key in tensors):
+        tensors = {f"text_model.{key}": value for key, value in tensors.items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def load_committed(modules: dict[str, nn.Module], folder: Path = ASSETS) -> None:
+    """Fill modules with the weights of a model folder, those that it has."""
+    for name, module in modules.items():
+        if (folder / name).is_dir():
+            held = type(module).from_pretrained(folder / name, torch_dtype=torch.float32)
+            module.load_state_dict(held.state_dict())
