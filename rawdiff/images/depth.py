@@ -6,7 +6,8 @@
     float, all within 0..1       as it is                                 same            same
     float beyond 0..1            refused: metres? disparity?              same            same
     signed, or 32 bits and more  refused: no range that people agree on   same            same
- Depth maps for ControlNets are white where near. A map of distances (near is small) needs `invert`, and
+
+Depth maps for ControlNets are white where near. A map of distances (near is small) needs `invert`, and
 mostly a range: `depth_range=(500, 8000), invert=True` for millimetres. NaN, Inf and constant maps are
 refused under every policy.
 """

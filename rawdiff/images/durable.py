@@ -71,7 +71,10 @@ def check_writable(folder: str | Path, *, need_bytes: int = 2**24) -> Path:
     """See, before anything slow begins, that `folder` exists (it is made) and takes files; ResourceError."""
     folder = Path(folder)
     with _one_line(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise ResourceError(f"{folder}: is a file; choose a folder to write to") from None
         probe = folder / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
         try:
             _write_synced(probe, b"rawdiff was here\n")

@@ -1,5 +1,6 @@
 """Bringing a map to the picture's size: same aspect resampled, another aspect only by an explicit choice.
- Resampling is Catmull-Rom, widened by the factor of reduction (so antialiased) on the way down, in float:
+
+Resampling is Catmull-Rom, widened by the factor of reduction (so antialiased) on the way down, in float:
 no value is rounded to 8 bits. Overshoot is clamped to the values that the map has. Nothing is resampled
 when the size is right.
 """
@@ -38,11 +39,12 @@ def same_aspect(shape: Size, size: Size) -> bool:
     """Whether `size` is `shape`'s aspect but for rounding to multiples of 8.
 
     So it is if one side lies within 6 pixels of what the other side and the map's aspect ask for: any
-    multiple of 8 is within 4 of some exact size, and `geometry.size_like` weighs both sides. A square map
-    at 520x512 is not the same.
+    multiple of 8 is within 4 of some exact size, `geometry.size_like` weighs both sides, and no side can be
+    less than 8. A square map at 520x512 is not the same.
     """
     (h, w), (height, width) = shape, size
-    return min(abs(width * h / w - height), abs(height * w / h - width)) <= ASPECT_TOLERANCE_PX
+    tolerance_px = FACTOR if min(size) == FACTOR else ASPECT_TOLERANCE_PX
+    return min(abs(width * h / w - height), abs(height * w / h - width)) <= tolerance_px
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
 """Surface normals from a depth map, in the colours of the normal ControlNets.
- A depth map for ControlNets is disparity up to a scale: rho = s/z with 0 at infinity. On a plane a*x + b*y
+
+A depth map for ControlNets is disparity up to a scale: rho = s/z with 0 at infinity. On a plane a*x + b*y
 + c*z = 1 in the camera's frame, 1/z = a*X + b*Y + c for the ray (X, Y, 1): disparity is linear in the
 picture, and its gradient gives the normal with no division by depth and whatever the scale,
 
     (a, b, c) = (d rho/dX,  d rho/dY,  rho - X*d rho/dX - Y*d rho/dY).
- Colours follow ControlNet 1.1's normal model (Zhang 2023; estimator: Bae et al. 2021, arXiv:2109.09881):
+
+Colours follow ControlNet 1.1's normal model (Zhang 2023; estimator: Bae et al. 2021, arXiv:2109.09881):
 blue towards the viewer, green up, red to the LEFT, each (n+1)/2. Rendering engines mostly have red to the
 right: `red="right"`. Maps that are not disparity with zero at infinity (distances, or disparity with an
 unknown offset) give plausible rather than exact normals.

@@ -1,5 +1,4 @@
-"""NumPy's .npy, read without trust: the header is checked against the file's size before anything is
-allocated.
+"""NumPy's .npy, read without trust: its header must agree with the file's size before memory is taken.
 
 Source: NumPy enhancement proposal 1, "A Simple File Format for NumPy Arrays", versions 1.0 to 3.0.
 """
@@ -41,6 +40,8 @@ def read_npy(data: bytes, name: str) -> NDArray[Any]:
         raise InputError(f"{name}: .npy header claims {header_bytes} bytes; the file is damaged or truncated")
     dtype, fortran, shape = _parse(data[8 + width : start], name)
     count = math.prod(shape)
+    if count == 0:
+        raise InputError(f"{name}: .npy of shape {shape} is empty; expected (height, width)")
     found, expected = len(data) - start, count * dtype.itemsize
     if found != expected:
         raise InputError(

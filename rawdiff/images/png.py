@@ -60,6 +60,8 @@ def write_next(
 
 def encode_png(image: Picture, recipe: dict[str, Any], parameters: str = "") -> bytes:
     """The bytes of the PNG that `write_png` writes, verified by decoding them."""
+    if isinstance(image, Image.Image) and image.mode not in ("L", "RGB", "I;16"):
+        raise UsageError(f"picture: got a PIL image of mode {image.mode}; expected RGB, L or I;16")
     array = np.ascontiguousarray(np.asarray(image))
     kinds = {("uint8", 2), ("uint8", 3), ("uint16", 2)}
     if (

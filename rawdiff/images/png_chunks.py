@@ -1,6 +1,6 @@
-"""PNG at the level of chunks: walked within bounds, checksums verified, the pixel stream checked for
-completeness.
- Decoders differ in what they let through: one returns nothing for a wrong checksum, another fills what is
+"""PNG at the level of chunks: walked within bounds, checksums verified, the pixel stream complete.
+
+Decoders differ in what they let through: one returns nothing for a wrong checksum, another fills what is
 missing with zeros. What leaves here is complete, and holds only the chunks that decide the pixels.
 
 Source: Portable Network Graphics Specification, W3C, third edition.
@@ -114,9 +114,8 @@ def strip_png(data: bytes, name: str) -> PngHeader:
     if colour_type == 3 and b"PLTE" not in seen:
         raise InputError(f"{name}: PNG is damaged: it has no palette")
     stream_bytes = b"".join(pixels)
-    _check_pixel_stream(
-        stream_bytes, _raw_bytes(width, height, _CHANNELS[colour_type] * bits, interlaced), name
-    )
+    passes = _passes(width, height, _CHANNELS[colour_type] * bits, interlaced)
+    _check_pixel_stream(stream_bytes, passes, name)
     kept += [_chunk(b"IDAT", stream_bytes[i : i + 2**24]) for i in range(0, len(stream_bytes), 2**24)]
     stripped = PNG_SIGNATURE + b"".join(kept) + _chunk(b"IEND", b"")
     return PngHeader(width, height, bits, colour_type, exif, stripped)
@@ -131,35 +130,49 @@ def _check_header(header: tuple[int, ...], name: str) -> None:
     check_pixels(height, width, name)
 
 
-def _raw_bytes(width: int, height: int, pixel_bits: int, interlaced: int) -> int:
-    """How many bytes the decompressed pixel stream must have: one filter byte a row, rows padded to bytes."""
-    if not interlaced:
-        return height * (1 + (width * pixel_bits + 7) // 8)
-    total = 0
-    for x, y, step_x, step_y in _ADAM7:
+def _passes(width: int, height: int, pixel_bits: int, interlaced: int) -> list[tuple[int, int]]:
+    """(rows, bytes a row) of each pass; a row is a filter byte and its pixels, padded to bytes."""
+    grids = _ADAM7 if interlaced else ((0, 0, 1, 1),)
+    passes = []
+    for x, y, step_x, step_y in grids:
         columns = (width - x + step_x - 1) // step_x
         rows = (height - y + step_y - 1) // step_y
         if columns > 0 and rows > 0:
-            total += rows * (1 + (columns * pixel_bits + 7) // 8)
-    return total
+            passes.append((rows, 1 + (columns * pixel_bits + 7) // 8))
+    return passes
 
 
-def _check_pixel_stream(compressed: bytes, raw_bytes: int, name: str) -> None:
-    """InputError unless `compressed` inflates to `raw_bytes`; no more than that is inflated, none kept."""
+def _check_pixel_stream(compressed: bytes, passes: list[tuple[int, int]], name: str) -> None:
+    """InputError unless `compressed` inflates to all rows, each with a valid filter; nothing is kept."""
+    raw_bytes = sum(rows * row_bytes for rows, row_bytes in passes)
     inflate = zlib.decompressobj()
     found, rest = 0, compressed
     try:
-        while found <= raw_bytes and not inflate.eof:
+        while found < raw_bytes and not inflate.eof:
             part = inflate.decompress(rest, 2**20)
             if not part and not inflate.eof:
                 break
+            _check_filters(part, found, passes, name)
             found, rest = found + len(part), inflate.unconsumed_tail
+        if found == raw_bytes:
+            inflate.decompress(rest, 1)  # reads the stream's own checksum
     except zlib.error:
         raise InputError(f"{name}: PNG is damaged: its pixels do not decompress") from None
     if found < raw_bytes:
         raise InputError(
             f"{name}: PNG is truncated: its pixels end at {found} of {raw_bytes} bytes; fetch it again"
         )
+
+
+def _check_filters(part: bytes, at: int, passes: list[tuple[int, int]], name: str) -> None:
+    """InputError if a row that begins in `part`, the bytes from `at` on, has a filter that does not exist."""
+    start = 0
+    for rows, row_bytes in passes:
+        end = start + rows * row_bytes
+        first = start if at <= start else at + (start - at) % row_bytes
+        if max(part[first - at : max(0, end - at) : row_bytes], default=0) > 4:
+            raise InputError(f"{name}: PNG is damaged: a row of pixels has an unknown filter")
+        start = end
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:

@@ -1,5 +1,6 @@
 """Whatever a person hands over as a picture or map -> samples at full precision, with where they came from.
- Paths are read once into memory, so that the bytes that are hashed are the bytes that are decoded. PIL
+
+Paths are read once into memory, so that the bytes that are hashed are the bytes that are decoded. PIL
 images, arrays and tensors are hashed as `numpy.save` would write them.
 """
 

@@ -1,5 +1,6 @@
 """The tags of a TIFF that decide how its samples must be read; classic and BigTIFF, both byte orders.
- Pillow reads 8-bit signed samples as unsigned and 32-bit unsigned ones as signed, drops 16-bit colour to 8
+
+Pillow reads 8-bit signed samples as unsigned and 32-bit unsigned ones as signed, drops 16-bit colour to 8
 and does not open float64; OpenCV reads those. To know which to ask, the tags are read here, and the
 orientation is set to "upright" in a copy, because decoders differ in whether they apply it.
 
@@ -32,7 +33,7 @@ class TiffTags:
     samples: int  # per pixel
     format: str  # "uint", "int", "float"
     photometric: int  # 0 white is zero, 1 black is zero, 2 RGB, 3 palette, ...
-    orientation: int  # 1..8 as in EXIF
+    orientation: int  # 1..8 as in EXIF; 1 where it says something else
     pages: int  # 1, or 2 meaning more
     upright: bytes  # the file with its orientation set to 1
 
@@ -41,7 +42,7 @@ def read_tiff_tags(data: bytes, name: str) -> TiffTags:
     """Read the tags; InputError when they are damaged or describe a picture that is too large."""
     try:
         return _read(data, name)
-    except (struct.error, IndexError, KeyError):
+    except (struct.error, OverflowError, KeyError):
         raise InputError(f"{name}: TIFF is truncated or damaged; make or fetch it again") from None
 
 
@@ -74,6 +75,7 @@ def _read(data: bytes, name: str) -> TiffTags:
     width, height = tags[WIDTH][0], tags[HEIGHT][0]
     check_pixels(height, width, name)
     samples = tags.get(SAMPLES, (1,))[0]
+    orientation = tags.get(ORIENTATION, (1,))[0]
     bits = tags.get(BITS, (1,))
     formats = tags.get(FORMAT, (1,))
     if len(set(bits)) > 1 or len(set(formats)) > 1:
@@ -91,7 +93,7 @@ def _read(data: bytes, name: str) -> TiffTags:
         samples=samples,
         format={1: "uint", 2: "int", 3: "float", 4: "uint"}[formats[0]],
         photometric=tags.get(PHOTOMETRIC, (1,))[0],
-        orientation=tags.get(ORIENTATION, (1,))[0],
+        orientation=orientation if 1 <= orientation <= 8 else 1,
         pages=2 if next_page else 1,
         upright=bytes(upright),
     )
