@@ -85,7 +85,8 @@ def plan_fit(shape: Size, size: Size, fit: Fit = None) -> Placement:
     """Where a map of `shape` goes in a picture of `size`; InputError for another aspect without `fit`."""
     if fit not in (None, "crop", "pad", "stretch"):
         raise UsageError(f"fit {fit!r}: expected crop, pad or stretch")
-    (h, w), (height, width) = shape, check_size(size)
+    size = check_size(size)
+    (h, w), (height, width) = shape, size
     everything = (0.0, 0.0, float(w), float(h))
     if shape == size:
         return Placement(everything, size, (0, 0), size, "as it is")

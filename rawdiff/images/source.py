@@ -28,7 +28,11 @@ from rawdiff.images.tiff_tags import TiffTags, read_tiff_tags
 __all__ = ["ImageSource", "Samples", "open_source", "orient"]
 
 ImageSource = str | os.PathLike[str] | Image.Image | NDArray[Any] | torch.Tensor
-"""A path, PIL image, array [H,W] or [H,W,3], tensor [H,W] or [3,H,W]; leading and trailing ones may be."""
+"""A path, PIL image, array [H,W] or [H,W,3], or tensor [H,W] or [3,H,W], with any ones before or after.
+
+A PIL image has the precision that Pillow gave it: a 16-bit colour PNG is down to 8 bits there; hand over
+its path instead.
+"""
 
 _GREY_TOLERANCE = {"JPEG": 2, "WEBP": 2}  # lossy colour transforms bring grey back within a level or two
 
