@@ -415,6 +415,16 @@ def test_shards(folder: Path) -> None:
         load(folder, "unet")
 
 
+def test_the_layout_of_another_framework(folder: Path) -> None:
+    path = weight_file(folder, "vae")
+    tensors = load_file(path)
+    save_file(tensors, path, metadata={"format": "mlx"})
+    with pytest.raises(WeightsError, match="written in the layout 'mlx', expected PyTorch's"):
+        load(folder, "vae")
+    save_file(tensors, path)
+    load(folder, "vae")
+
+
 # The empty module, and what fills it.
 
 

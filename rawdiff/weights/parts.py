@@ -21,7 +21,7 @@ from rawdiff.weights.choose import choose_weights, read_json, read_shard_names
 from rawdiff.weights.devices import choose_device, choose_dtype
 from rawdiff.weights.fill import fill, plan_fill
 from rawdiff.weights.source import Source, open_source
-from rawdiff.weights.tensorfile import TensorFile, open_tensors
+from rawdiff.weights.tensorfile import SafetensorsFile, TensorFile, open_tensors
 
 __all__ = [
     "hashes",
@@ -154,6 +154,7 @@ def _load(
             if path.suffix != ".json":
                 files.append(open_tensors(path))
                 stack.callback(files[-1].close)
+        _check_layout(files)
         _check_shards(weight_paths, files)
         where = str(files[0].path if len(files) == 1 else config_path.parent)
         feeds = plan_fill(name, module, files, where)
@@ -166,6 +167,14 @@ def _config(source: Source, part: Part) -> dict[str, Any]:
     inside = source.holds_part(part.name)
     check_class(part, config, f"{source}/{inside}/config.json" if inside else f"{source}/config.json")
     return config
+
+
+def _check_layout(files: list[TensorFile]) -> None:
+    """Other frameworks order the axes of a convolution otherwise; a square kernel would fit and be wrong."""
+    for file in files:
+        layout = file.metadata.get("format", "pt") if isinstance(file, SafetensorsFile) else "pt"
+        if layout != "pt":
+            raise WeightsError(f"{file.path}: written in the layout {layout[:40]!a}, expected PyTorch's (pt)")
 
 
 def _check_shards(paths: list[Path], files: list[TensorFile]) -> None:

@@ -23,7 +23,6 @@ from rawdiff.weights.hub_errors import NotThereError, TransientError, explain
 
 __all__ = ["Snapshot", "forget", "resolve"]
 
-_CHUNK_BYTES = 2**20
 _PAGES = (b"<!doctype", b"<html")
 
 _Listing = tuple[str, dict[str, Remote], bool]
@@ -233,7 +232,7 @@ class Snapshot:
 def _checked(reply: Any, name: str, endpoint: str) -> Iterator[bytes]:
     """The reply's bytes, unless it is a web page in place of a file."""
     first = True
-    for chunk in reply.iter_bytes(_CHUNK_BYTES):
+    for chunk in reply.iter_bytes():  # as they come: a chunk being filled would be lost with the connection
         if first and not name.endswith((".html", ".md")) and chunk.lstrip()[:9].lower().startswith(_PAGES):
             raise HubError(
                 f"{endpoint} sent a web page in place of {name}: this network wants a login first; "

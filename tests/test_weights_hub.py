@@ -1,0 +1,517 @@
+"""The hub: what is fetched, when it is trusted, and thirteen ways in which it fails, each in its own words."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rawdiff import weights
+from rawdiff.errors import HubError, RawdiffError, WeightsError
+from rawdiff.weights import registry, snapshot
+from tests.small_hub import PAGE, Fault, Request, SmallHub, body, reset_after, status, truncated_at
+from tests.small_models import small_folder
+
+REPOSITORY = "owner/small"
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_folder(tmp_path_factory.mktemp("models") / "small", nets=("depth",))
+
+
+@pytest.fixture
+def served(pristine: Path) -> Iterator[SmallHub]:
+    snapshot.forget()
+    with SmallHub() as hub:
+        hub.add(REPOSITORY, pristine)
+        yield hub
+    snapshot.forget()
+
+
+@pytest.fixture
+def lines() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def reach(served: SmallHub, tmp_path: Path, lines: list[str]) -> Callable[..., weights.Hub]:
+    def make(**options: Any) -> weights.Hub:
+        given = {"endpoint": served.url, "cache": tmp_path / "cache", "token": False, "wait_s": 0.0}
+        return weights.Hub(**{**given, "say": lines.append, **options})
+
+    return make
+
+
+Reach = Callable[..., weights.Hub]
+
+
+def files_below(root: Path) -> dict[str, bytes]:
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+# What is fetched.
+
+
+def test_only_what_a_part_needs_is_fetched(served: SmallHub, reach: Reach, lines: list[str]) -> None:
+    opened = weights.open_source(REPOSITORY, hub=reach())
+    assert (opened.kind, opened.revision) == ("hub", served.refs[REPOSITORY]["main"])
+    assert served.files_asked() == []
+    weights.load_unet(opened)
+    assert served.files_asked() == ["unet/config.json", UNET]
+    weights.load_unet(opened)
+    assert len(served.files_asked()) == 2
+    assert any(line.startswith(f"downloading {UNET} of {REPOSITORY} (") for line in lines)
+
+
+def test_the_whole_model_arrives(pristine: Path, served: SmallHub, reach: Reach) -> None:
+    opened = weights.open_source(REPOSITORY, hub=reach())
+    here = weights.open_source(pristine)
+    for load in (weights.load_unet, weights.load_vae, weights.load_text_encoder):
+        found, expected = load(opened), load(here)
+        for a, b in zip(found.parameters(), expected.parameters(), strict=True):
+            assert torch.equal(a, b)
+    assert (
+        weights.load_tokenizer(opened)("a red cube").input_ids
+        == weights.load_tokenizer(here)("a red cube").input_ids
+    )
+    defaults = weights.read_defaults(opened)
+    assert defaults.native_size == (64, 64)
+    weights.load_controlnet(defaults.controls["depth"])
+    assert dict(weights.load_scheduler(opened).config) == dict(weights.load_scheduler(here).config)
+    assert weights.hashes(opened, "unet", "tokenizer") == weights.hashes(here, "unet", "tokenizer")
+    assert not [name for name in served.files_asked() if "model_index" in name]
+
+
+def test_a_repository_that_is_one_net(pristine: Path, served: SmallHub, reach: Reach) -> None:
+    served.add("owner/net", pristine / "controlnet_depth")
+    weights.load_controlnet(weights.open_source("owner/net", hub=reach()))
+    served.add("owner/fp16", {**files_below(pristine / "controlnet_depth")})
+    files = served.repositories["owner/fp16"][served.refs["owner/fp16"]["main"]]
+    files["diffusion_pytorch_model.fp16.safetensors"] = files["diffusion_pytorch_model.safetensors"]
+    files["diffusion_pytorch_model.bin"] = b"a pickle that nobody asks for"
+    served.requests.clear()
+    weights.load_controlnet(weights.open_source("owner/fp16", hub=reach()))
+    assert served.files_asked() == ["config.json", "diffusion_pytorch_model.safetensors"]
+
+
+def test_the_wrong_class_is_refused_before_its_weights_are_fetched(served: SmallHub, reach: Reach) -> None:
+    opened = weights.open_source(REPOSITORY, hub=reach()).child("unet")
+    with pytest.raises(WeightsError, match="expected ControlNetModel; it is a unet"):
+        weights.load_controlnet(opened)
+    assert served.files_asked() == ["unet/config.json"]
+
+
+def test_the_layout_is_the_one_that_others_share(served: SmallHub, reach: Reach, tmp_path: Path) -> None:
+    """huggingface_hub finds in its cache what was fetched here, without a request."""
+    from huggingface_hub import try_to_load_from_cache
+
+    opened = weights.open_source(REPOSITORY, hub=reach())
+    weights.load_vae(opened)
+    found = try_to_load_from_cache(REPOSITORY, "vae/config.json", cache_dir=tmp_path / "cache")
+    assert Path(str(found)).read_bytes() == (opened.root / "vae/config.json").read_bytes()
+    assert (opened.root / "vae/config.json").is_symlink()
+
+
+# One commit.
+
+
+def test_a_branch_that_moves_gives_one_commit_to_all_parts(
+    pristine: Path, served: SmallHub, reach: Reach, tmp_path: Path
+) -> None:
+    first = weights.open_source(REPOSITORY, hub=reach())
+    other = small_folder(tmp_path / "other", nets=(), seed=5)
+    served.add(REPOSITORY, other)
+    second = weights.open_source(REPOSITORY, hub=reach())
+    assert first.revision == second.revision
+    expected = weights.load_unet(pristine)
+    assert torch.equal(weights.load_unet(second).conv_in.weight, expected.conv_in.weight)
+    snapshot.forget()
+    third = weights.open_source(REPOSITORY, hub=reach())
+    assert third.revision == served.refs[REPOSITORY]["main"] != first.revision
+    assert not torch.equal(weights.load_unet(third).conv_in.weight, expected.conv_in.weight)
+    pinned = weights.open_source(REPOSITORY, hub=reach(), revision=first.revision)
+    assert torch.equal(weights.load_unet(pinned).conv_in.weight, expected.conv_in.weight)
+
+
+@pytest.mark.parametrize("revision", ["../../x", "a..b", "", "-x", "a b"])
+def test_revisions_stay_inside_the_cache(reach: Reach, revision: str) -> None:
+    with pytest.raises(HubError, match="expected a branch, a tag or a commit"):
+        weights.open_source(REPOSITORY, hub=reach(), revision=revision)
+
+
+# Offline.
+
+
+@pytest.fixture
+def no_sockets(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    def arm() -> None:
+        def refuse(*args: Any, **options: Any) -> None:
+            raise AssertionError("a socket was opened")
+
+        for name in ("socket.socket", "socket.create_connection", "socket.getaddrinfo"):
+            monkeypatch.setattr(name, refuse)
+
+    return arm
+
+
+def test_offline_opens_no_socket(reach: Reach, no_sockets: Callable[[], None]) -> None:
+    online = weights.open_source(REPOSITORY, hub=reach())
+    weights.load_unet(online)
+    snapshot.forget()
+    no_sockets()
+    with pytest.raises(AssertionError):
+        socket.socket()  # the trap is set
+    offline = weights.open_source(REPOSITORY, hub=reach(offline=True))
+    assert offline.revision == online.revision
+    weights.load_unet(offline)
+    with pytest.raises(
+        HubError, match=r"in the cache without vae/config.json.*run once without --offline"
+    ) as caught:
+        weights.load_vae(offline)
+    assert caught.value.exit_code == 5
+    with pytest.raises(HubError, match=r"not in the cache at .*, and offline no connection is made"):
+        weights.open_source("owner/other", hub=reach(offline=True))
+    with pytest.raises(HubError, match="not in the cache"):
+        weights.open_source(REPOSITORY, hub=reach(offline=True), revision="0" * 40)
+
+
+def test_the_environment_says_offline_too(
+    reach: Reach, no_sockets: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.is_offline_mode", lambda: True)
+    no_sockets()
+    with pytest.raises(HubError, match="not in the cache"):
+        weights.open_source(REPOSITORY, hub=reach())
+
+
+def test_a_partial_cache_made_by_others(reach: Reach, tmp_path: Path) -> None:
+    """Others leave no listing: then what is there is used, and what is not is said to be missing."""
+    opened = weights.open_source(REPOSITORY, hub=reach())
+    weights.load_vae(opened)
+    shutil.rmtree(tmp_path / "cache" / "models--owner--small" / "rawdiff")
+    snapshot.forget()
+    offline = weights.open_source(REPOSITORY, hub=reach(offline=True))
+    weights.load_vae(offline)
+    with pytest.raises(HubError, match=r"in the cache without its unet: run once without --offline"):
+        weights.load_unet(offline)
+    (offline.root / "vae/diffusion_pytorch_model.safetensors").unlink()
+    snapshot.forget()
+    with pytest.raises(HubError, match="in the cache without weights"):
+        weights.load_vae(weights.open_source(REPOSITORY, hub=reach(offline=True)))
+
+
+def test_an_unreachable_hub_leaves_the_cache_in_use(served: SmallHub, reach: Reach, lines: list[str]) -> None:
+    weights.load_vae(weights.open_source(REPOSITORY, hub=reach()))
+    snapshot.forget()
+    served.listing_faults = [status(503)] * 9
+    weights.load_vae(weights.open_source(REPOSITORY, hub=reach()))
+    assert any("going on with the cached commit" in line for line in lines)
+
+
+# Trust.
+
+
+@pytest.mark.parametrize("name", [UNET, "unet/config.json"])
+def test_a_flipped_bit_is_refused_and_nothing_is_kept(
+    served: SmallHub, reach: Reach, tmp_path: Path, name: str
+) -> None:
+    data = bytearray(served.repositories[REPOSITORY][served.refs[REPOSITORY]["main"]][name])
+    data[len(data) // 2] ^= 1
+    faults: list[Fault] = [body(bytes(data))]
+    served.faults = faults if name.endswith("config.json") else [lambda request: False, *faults]
+    opened = weights.open_source(REPOSITORY, hub=reach())
+    with pytest.raises(HubError, match=f"{name} of {REPOSITORY} came with another checksum"):
+        weights.load_unet(opened)
+    assert not list((tmp_path / "cache").rglob("*.incomplete"))
+    assert not (opened.root / name).exists()
+    weights.load_unet(opened)  # the next try is clean
+
+
+def test_damage_in_the_cache_is_found_once_and_mended(
+    served: SmallHub, reach: Reach, lines: list[str]
+) -> None:
+    opened = weights.open_source(REPOSITORY, hub=reach())
+    weights.load_unet(opened)
+    blob = (opened.root / UNET).resolve()
+    data = bytearray(blob.read_bytes())
+    data[-1] ^= 1
+    for content in (bytes(data), bytes(data[:-7])):
+        blob.write_bytes(content)
+        os.utime(blob, ns=(1, 1))
+        snapshot.forget()
+        with pytest.raises(HubError, match=r"is damaged .* and offline it cannot be fetched again"):
+            weights.load_unet(weights.open_source(REPOSITORY, hub=reach(offline=True)))
+        snapshot.forget()
+        weights.load_unet(weights.open_source(REPOSITORY, hub=reach()))
+        assert lines[-2] == f"{UNET} of {REPOSITORY} is damaged in the cache; fetching it again"
+        assert hashlib.sha256((opened.root / UNET).read_bytes()).hexdigest() == blob.name
+
+
+def test_a_file_is_hashed_once(reach: Reach, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights.load_unet(weights.open_source(REPOSITORY, hub=reach()))
+    snapshot.forget()
+    monkeypatch.setattr("rawdiff.weights.hub_cache.RepositoryCache.verify", None)
+    again = weights.open_source(REPOSITORY, hub=reach(offline=True))
+    weights.load_unet(again)
+    monkeypatch.setattr("hashlib.file_digest", None)
+    assert UNET in {name for name in again.snapshot.listed if (again.root / name).exists()}  # type: ignore[union-attr]
+
+
+def test_a_hostile_etag_reaches_no_path(served: SmallHub, reach: Reach, tmp_path: Path) -> None:
+    served.etag = '"../../../../../escaped"'
+    weights.load_unet(weights.open_source(REPOSITORY, hub=reach()))
+    assert not list(tmp_path.parent.rglob("*escaped*"))
+    blobs = list((tmp_path / "cache" / "models--owner--small" / "blobs").iterdir())
+    assert all(len(blob.name) in (40, 64) for blob in blobs)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rfilename", "../../../escaped"),
+        ("rfilename", "/tmp/escaped"),
+        ("rfilename", "unet/../../x"),
+        ("rfilename", "a\\b"),
+        ("rfilename", "a\0b"),
+        ("rfilename", ""),
+        ("blobId", "../../../../escaped"),
+        ("blobId", None),
+        ("blobId", "G" * 40),
+        ("size", -1),
+        ("size", "big"),
+    ],
+)
+def test_a_hostile_listing_is_refused(served: SmallHub, reach: Reach, key: str, value: Any) -> None:
+    def twist(reply: dict[str, Any]) -> dict[str, Any]:
+        entry = next(entry for entry in reply["siblings"] if "lfs" not in entry)
+        entry[key] = value
+        return reply
+
+    served.twist = twist
+    with pytest.raises(HubError):
+        weights.open_source(REPOSITORY, hub=reach())
+
+
+@pytest.mark.parametrize("sha", [None, "main", "../../../x", "A" * 40, 5])
+def test_a_hostile_commit_is_refused(served: SmallHub, reach: Reach, sha: Any) -> None:
+    served.twist = lambda reply: {**reply, "sha": sha}
+    with pytest.raises(HubError):
+        weights.open_source(REPOSITORY, hub=reach())
+
+
+def test_the_login_stays_at_home(served: SmallHub, reach: Reach) -> None:
+    """A file that the hub keeps elsewhere is fetched there without the login."""
+    with SmallHub() as elsewhere:
+        elsewhere.repositories = served.repositories
+
+        def redirect(request: Request) -> bool:
+            request.send(
+                302, b"", {"Location": elsewhere.url.replace("127.0.0.1", "localhost") + request.path}
+            )
+            return True
+
+        served.faults = [redirect] * 2
+        weights.load_unet(weights.open_source(REPOSITORY, hub=reach(token="hf_secret")))
+        assert all("hf_secret" in headers["authorization"] for _, _, headers in served.requests)
+        assert len(elsewhere.requests) == 2
+        assert not any("authorization" in headers for _, _, headers in elsewhere.requests)
+
+
+# Faults.
+
+
+def test_a_reset_connection_is_taken_up_where_it_broke(
+    served: SmallHub, reach: Reach, pristine: Path
+) -> None:
+    passing: Fault = lambda request: False  # noqa: E731
+    served.faults = [passing, *[reset_after(100_000)] * 6]
+    found = weights.load_unet(weights.open_source(REPOSITORY, hub=reach()))
+    assert torch.equal(found.conv_in.weight, weights.load_unet(pristine).conv_in.weight)
+    ranges = [headers.get("Range") for _, path, headers in served.requests if path.endswith(UNET)]
+    assert ranges[0] is None
+    assert all(str(value).startswith("bytes=") for value in ranges[1:])
+    assert len(ranges) == 7
+
+
+def test_a_server_that_cannot_resume_starts_over(served: SmallHub, reach: Reach) -> None:
+    served.ranges = False
+    served.faults = [lambda request: False, reset_after(100_000)]
+    weights.load_unet(weights.open_source(REPOSITORY, hub=reach()))
+
+
+FILE_FAULTS: dict[str, tuple[list[Fault], str]] = {
+    "reset": ([reset_after(0)] * 9, r"cannot reach http.*check network and proxy"),
+    "truncated": ([truncated_at(50)] * 9, r"broke unet/config.json off after 50 of \d+ bytes"),
+    "too long": ([body(b"{" * 99_999)], r"more than the \d+ bytes listed"),
+    "portal": ([body(PAGE)], r"sent a web page in place of unet/config.json: this network wants a login"),
+    "401": ([status(401)], r"refused the login \(401\).*log in again|no repository"),
+    "403": ([status(403)], r"forbids \(403\).*ask for access at http"),
+    "gated": ([status(403, X_Error_Code="GatedRepo")], r"is gated: accept its terms at http"),
+    "404": ([status(404, X_Error_Code="EntryNotFound")], r"has no unet/config.json; look at"),
+    "429": ([status(429, Retry_After="3600")], r"allows no more requests now \(429\): try again in 3600 s"),
+    "429 without end": ([status(429, Retry_After="0")] * 9, r"\(429\): try again in 0 s"),
+    "500": ([status(500)] * 9, r"failed \(500\) at unet/config.json"),
+    "418": ([status(418)], r"answered 418 to unet/config.json"),
+}
+
+
+@pytest.mark.parametrize("name", FILE_FAULTS)
+def test_faults_of_a_download(served: SmallHub, reach: Reach, tmp_path: Path, name: str) -> None:
+    served.faults, words = list(FILE_FAULTS[name][0]), FILE_FAULTS[name][1]
+    opened = weights.open_source(REPOSITORY, hub=reach())
+    with pytest.raises(HubError, match=words) as caught:
+        weights.load_unet(opened)
+    assert caught.value.exit_code == 5
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "cache").rglob("*.incomplete"))
+    served.faults = []
+    weights.load_unet(opened)
+
+
+LISTING_FAULTS: dict[str, tuple[list[Fault], str]] = {
+    "reset": ([reset_after(0)] * 9, r"cannot reach http"),
+    "portal": ([body(PAGE)], r"a page that is no answer of a hub: this network wants a login first"),
+    "other json": ([body(b"[1, 2]", "application/json")], r"makes no sense|no answer"),
+    "no commit": ([body(b"{}", "application/json")], r"makes no sense|is the commit"),
+    "401": ([status(401)], r"refused the login \(401\)|has no repository"),
+    "403": ([status(403)], r"forbids \(403\)"),
+    "gated": ([status(403, X_Error_Code="GatedRepo")], r"is gated: accept its terms"),
+    "404": ([status(404)], r"has no repository owner/small, or keeps it private: check the name"),
+    "no such repository": ([status(401, X_Error_Code="RepoNotFound")], r"has no repository owner/small"),
+    "no such revision": ([status(404, X_Error_Code="RevisionNotFound")], r"no such revision"),
+    "429": ([status(429, Retry_After="3600")], r"\(429\): try again in 3600 s"),
+    "503": ([status(503)] * 9, r"failed \(503\)"),
+    "circle": (
+        [status(302, Location="/api/models/owner/small/revision/main?blobs=true")] * 99,
+        "redirects without end",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LISTING_FAULTS)
+def test_faults_of_a_listing(served: SmallHub, reach: Reach, name: str) -> None:
+    served.listing_faults, words = list(LISTING_FAULTS[name][0]), LISTING_FAULTS[name][1]
+    with pytest.raises(HubError, match=words) as caught:
+        weights.open_source(REPOSITORY, hub=reach())
+    assert caught.value.exit_code == 5
+    assert "\n" not in str(caught.value)
+    served.listing_faults = []
+    weights.open_source(REPOSITORY, hub=reach())
+
+
+def test_passing_faults_pass(served: SmallHub, reach: Reach) -> None:
+    served.listing_faults = [reset_after(0), status(503), status(429, Retry_After="0")]
+    served.faults = [status(500), status(429, Retry_After="0"), reset_after(7)]
+    weights.load_unet(weights.open_source(REPOSITORY, hub=reach()))
+
+
+def test_nobody_there(reach: Reach) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        with pytest.raises(HubError, match=f"cannot reach {url}.*or --offline with what is cached"):
+            weights.open_source(REPOSITORY, hub=reach(endpoint=url))
+    with pytest.raises(HubError):
+        weights.open_source(REPOSITORY, hub=reach(endpoint="nonsense"))
+
+
+def test_a_silent_hub_times_out(served: SmallHub, reach: Reach) -> None:
+    import threading
+
+    release = threading.Event()
+
+    def stall(request: Request) -> bool:
+        release.wait(5)
+        return False
+
+    served.listing_faults = [stall]
+    with pytest.raises(HubError, match="did not answer in time"):
+        weights.open_source(REPOSITORY, hub=reach(timeout_s=0.2, tries=1))
+    release.set()
+
+
+def test_a_full_disk(reach: Reach, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = weights.open_source(REPOSITORY, hub=reach())
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10))
+    with pytest.raises(HubError, match=r"needs .* more, 10 bytes are free at .*: free some, or set HF_HOME"):
+        weights.load_unet(opened)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(errno.ENOSPC, "no space left"), (errno.EROFS, "cannot be written"), (errno.EIO, "the cache failed")],
+)
+def test_a_disk_that_fails(reach: Reach, monkeypatch: pytest.MonkeyPatch, code: int, words: str) -> None:
+    opened = weights.open_source(REPOSITORY, hub=reach())
+    replace = Path.replace
+
+    def fail(self: Path, target: Path) -> Path:
+        if target.parent.name == "blobs":
+            raise OSError(code, os.strerror(code), str(self))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(HubError, match=words):
+        weights.load_unet(opened)
+
+
+def test_a_cache_that_is_a_file(reach: Reach, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(HubError, match="the cache"):
+        weights.load_unet(weights.open_source(REPOSITORY, hub=reach(cache=tmp_path / "file")))
+
+
+# Aliases, mirrors, and what is gone.
+
+
+def test_an_alias_and_its_mirror(served: SmallHub, reach: Reach, lines: list[str], monkeypatch: Any) -> None:
+    known = registry.Known("tiny", ("owner/gone", REPOSITORY), "sd1", "model", "mit")
+    monkeypatch.setitem(registry.ALIASES, "tiny", known)
+    monkeypatch.setitem(registry.GONE, "owner/taken-down", ("tiny", "August 2024"))
+    opened = weights.open_source("tiny", hub=reach())
+    assert opened.name == REPOSITORY
+    assert f"using {REPOSITORY} in place of owner/gone" in lines
+    opened = weights.open_source("owner/taken-down", hub=reach())
+    assert opened.name == REPOSITORY
+    assert "owner/taken-down was taken down in August 2024; using owner/gone" in lines
+    served.listing_faults = [status(403, X_Error_Code="GatedRepo")]
+    with pytest.raises(HubError, match="gated"):  # a fault of another kind is not hidden by a mirror
+        weights.open_source("tiny", hub=reach())
+
+
+def test_a_mirror_that_is_gone_too(served: SmallHub, reach: Reach, monkeypatch: Any) -> None:
+    monkeypatch.setitem(
+        registry.ALIASES, "tiny", registry.Known("tiny", ("owner/a", "owner/b"), "sd1", "model", "mit")
+    )
+    with pytest.raises(HubError, match="has no repository owner/a"):
+        weights.open_source("tiny", hub=reach())
+
+
+def test_every_fault_is_ours(served: SmallHub, reach: Reach) -> None:
+    """Whatever bytes a hub answers with, one of our errors comes out, or a listing."""
+    replies = [b"", b"null", b"5", b'"x"', b"{", b"\xff\xfe", b"[]" * 99, b'{"sha": "%s"}' % (b"0" * 40)]
+    replies += [
+        b'{"sha":"%s","siblings":%s}' % (b"0" * 40, s) for s in (b"5", b"[5]", b"[{}]", b'[{"rfilename":5}]')
+    ]
+    replies += [b'{"sha":"%s","siblings":[{"rfilename":"a","lfs":5}]}' % (b"0" * 40)]
+    for reply in replies:
+        snapshot.forget()
+        served.listing_faults = [body(reply, "application/json")]
+        try:
+            weights.open_source(REPOSITORY, hub=reach())
+        except RawdiffError as error:
+            found = str(error)
+        else:
+            found = "listed"
+        assert "\n" not in found
