@@ -40,7 +40,7 @@ SIGNATURES = [
 def holds(path: Path, data: bytes) -> bool:
     """Read `data` every way; True if a depth map came out, valid in every respect."""
     path.write_bytes(data)
-    started = time.monotonic()
+    started = time.process_time()
     accepted = False
     try:
         depth = read_depth(path)
@@ -63,7 +63,7 @@ def holds(path: Path, data: bytes) -> bool:
         assert picture.max() <= 1
     except InputError as error:
         one_line(error)
-    assert time.monotonic() - started < SLOWEST_S
+    assert time.process_time() - started < SLOWEST_S
     return accepted
 
 

@@ -133,12 +133,12 @@ def with_text(folder: Path, kind: bytes, body: bytes, times: int = 1) -> Path:
 
 
 def recipe_refused(path: Path, words: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(InputError, match=words) as caught:
         read_recipe(path)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize(
