@@ -60,6 +60,14 @@ class Answer(TorchFunctionMode):
     ) -> Any:
         if func is torch.randn or func is torch.randn_like:
             noise = self.noise()
+            first = args[0] if args else (kwargs or {})["size"]
+            asked = (
+                first.shape if isinstance(first, torch.Tensor) else args if isinstance(first, int) else first
+            )
+            if tuple(asked) != tuple(noise.shape):
+                raise NotTabular(
+                    f"the scheduler draws noise of shape {tuple(asked)}: expected x's, {tuple(noise.shape)}"
+                )
             dtype = (kwargs or {}).get("dtype")
             return noise.clone() if dtype is None else noise.to(dtype, copy=True)
         if func in self.OTHERS:
@@ -97,7 +105,7 @@ class Brownian:
 class Drive:
     """A private copy of a scheduler, walked evaluation by evaluation from `begin`.
 
-    `timesteps` are the evaluations' timesteps as the network gets them.
+    `timesteps` are the evaluations' timesteps as the network gets them. Use it under `hush`.
     """
 
     def __init__(
@@ -118,8 +126,8 @@ class Drive:
         kinds = {c.__name__ for c in type(scheduler).__mro__}
         self._lms = "LMSDiscreteScheduler" in kinds and not as_diffusers and "order" not in self.arguments
         self._brownian = "DPMSolverSDEScheduler" in kinds
-        self._check()
         self.pndm = "PNDMScheduler" in kinds and not as_diffusers
+        self._check()
         if begin and self.pndm:
             self._rebuild_pndm()
             self.timesteps: list[Any] = list(self.scheduler.timesteps)
@@ -135,9 +143,7 @@ class Drive:
         ):
             raise UsageError(f"{self.name}: its timesteps are not set; call set_timesteps or give steps")
         if not total:
-            raise UsageError(
-                f"{self.name}: its schedule is empty; PNDM's warm-up needs 4 steps: take more steps"
-            )
+            raise UsageError(f"{self.name}: its schedule is empty; take more steps")
         if not 0 <= self.begin < total or self.begin % self.order:
             raise UsageError(
                 f"begin {self.begin}: expected a multiple of {self.order} (the order of {self.name}) "
@@ -187,7 +193,7 @@ class Drive:
 
     def scale_input(self, i: int, x: torch.Tensor) -> torch.Tensor:
         """`scale_model_input` of evaluation `i`; must be called once before its `step`."""
-        with self._refusals("scale_model_input"), hush():
+        with self._refusals("scale_model_input"):
             return self.scheduler.scale_model_input(x, self.timesteps[i])  # type: ignore[no-any-return]
 
     def step(
@@ -204,7 +210,7 @@ class Drive:
             if not isinstance(self.scheduler.noise_sampler, Brownian):
                 self.scheduler.noise_sampler = Brownian(noise)
             self.scheduler.noise_sampler.draw = noise
-        with self._refusals("step"), hush(), Answer(noise), torch.no_grad():
+        with self._refusals("step"), Answer(noise), torch.no_grad():
             result = self.scheduler.step(out, self.timesteps[i], x, return_dict=True, **arguments)
         return result.prev_sample, getattr(result, "pred_original_sample", None)
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["level"]
+from rawdiff.sampler.rows import prediction_type, x0_formula
+
+__all__ = ["level", "x0_weights"]
 
 BY_TIMESTEP = frozenset({"DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LCMScheduler", "TCDScheduler"})
 """Variance preserving, alpha_bar looked up at the timestep."""
@@ -63,6 +65,14 @@ def level(scheduler: Any, index: int, t: float, in_scale: float) -> tuple[float,
     if hasattr(scheduler, "alphas_cumprod") and t == int(t) and 0 <= t < len(scheduler.alphas_cumprod):
         return _by_timestep(scheduler, t)
     return math.nan, math.nan
+
+
+def x0_weights(scheduler: Any, signal: float, sigma: float) -> tuple[float, float]:
+    """`(a, b)` of `x0 = a*x + b*out` at that level, for what the scheduler takes the network's output for."""
+    if hasattr(scheduler, "precondition_outputs"):  # EDM (Karras et al., 2022, arXiv 2206.00364)
+        a = scheduler.precondition_outputs(1.0, 0.0, sigma)
+        return float(a), float(scheduler.precondition_outputs(0.0, 1.0, sigma))
+    return x0_formula(prediction_type(scheduler), signal, sigma)
 
 
 def _by_timestep(scheduler: Any, t: float) -> tuple[float, float]:

@@ -75,9 +75,17 @@ def set_schedule(
             if steps is not None:
                 if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
                     raise UsageError(f"steps {steps!r}: expected a whole number of at least 1")
+                if steps < 4 and not getattr(getattr(scheduler, "config", None), "skip_prk_steps", True):
+                    raise UsageError(
+                        f"steps {steps}: {name} warms up over 4 Runge-Kutta steps; "
+                        "take more, or set skip_prk_steps"
+                    )
                 scheduler.set_timesteps(steps)
             else:
                 values = _descending(timesteps if sigmas is None else sigmas, named[0])
+                limit = getattr(getattr(scheduler, "config", None), "num_train_timesteps", math.inf)
+                if sigmas is None and values[0] >= limit:
+                    raise UsageError(f"timesteps: {values[0]:g} is beyond the model's last, {limit - 1}")
                 if named[0] not in accepted:
                     raise UsageError(f"{name} takes no {named[0]} of one's own, only a number of steps")
                 scheduler.set_timesteps(**{named[0]: values})
@@ -86,6 +94,8 @@ def set_schedule(
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(f"{name}: its schedule cannot be set ({reason})") from error
+    if getattr(scheduler, "num_inference_steps", 0) is None:
+        scheduler.num_inference_steps = len(scheduler.timesteps)
     if timesteps is not None:
         kept = {float(t) for t in scheduler.timesteps}
         lost = [t for t in timesteps if float(t) not in kept]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from rawdiff.errors import NotTabular, UsageError
-from rawdiff.sampler.drive import Drive
+from rawdiff.sampler.drive import Drive, hush
 from rawdiff.sampler.levels import level
 
 __all__ = ["Response", "probe"]
@@ -49,8 +49,9 @@ def probe(new_drive: Callable[[], Drive]) -> Response:
     reason."""
     drive = new_drive()
     try:
-        response = _impulses(drive)
-        _check_linear(response, new_drive)
+        with hush():
+            response = _impulses(drive)
+            _check_linear(response, new_drive)
     except NotTabular:
         raise
     except UsageError as error:

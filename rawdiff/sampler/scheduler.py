@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from rawdiff.errors import UsageError
-from rawdiff.sampler.drive import Brownian, Drive, step_arguments
-from rawdiff.sampler.levels import level
-from rawdiff.sampler.rows import SamplerRow, prediction_type, x0_formula
+from rawdiff.sampler.drive import Brownian, Drive, hush, step_arguments
+from rawdiff.sampler.levels import level, x0_weights
+from rawdiff.sampler.rows import SamplerRow, prediction_type
 
 __all__ = ["SchedulerSampler"]
 
@@ -53,7 +53,8 @@ class SchedulerSampler:
         self.init_scale = float(getattr(scheduler, "init_noise_sigma", 1.0))
         self.prediction_type = prediction_type(scheduler)
         self.state_size = 0
-        self.rows = tuple(self._trial())
+        with hush():
+            self.rows = tuple(self._trial())
 
     def __repr__(self) -> str:
         return f"SchedulerSampler({self.name}, rows={len(self.rows)})"
@@ -86,8 +87,9 @@ class SchedulerSampler:
             return noise.to(dtype)
 
         drive = self._drive_from(s)
-        drive.scale_input(i, x)
-        x_next, _ = drive.step(i, x, out, draw)
+        with hush():
+            drive.scale_input(i, x)
+            x_next, _ = drive.step(i, x, out, draw)
         return x_next, self._memory(drive.scheduler)
 
     def restarted(self, i: int) -> SchedulerSampler:
@@ -96,7 +98,8 @@ class SchedulerSampler:
         begin = self._drive.origin(i)
         again = copy.copy(self)
         again._drive = Drive(self._scheduler, begin=begin, **self._settings)
-        again.rows = tuple(again._trial())
+        with hush():
+            again.rows = tuple(again._trial())
         return again
 
     def _drive_from(self, s: State) -> Drive:
@@ -146,7 +149,7 @@ class SchedulerSampler:
                     f"{self.name}: its own step gives NaN or infinity at row {i} (t {float(t):g}); "
                     "take other settings"
                 )
-            a, b = x0_formula(self.prediction_type, signal, sigma)
+            a, b = x0_weights(drive.scheduler, signal, sigma)
             rows.append(
                 SamplerRow(
                     index=i, t=float(t), in_scale=in_scale, signal=signal, sigma=sigma,
