@@ -186,7 +186,7 @@ def main() -> None:
             average.swap()
             write_model(live, work / "solids")
             average.swap()
-            if progress.done < 1:
+            if progress.done < 1 and saved % 3 == 0:
                 _sheet(work / "solids", work / f"{args.phase}-{saved}.png")
     average.swap()
     write_model(live, work / "solids")
@@ -194,7 +194,7 @@ def main() -> None:
 
 
 def _sheet(folder: Path, path: Path) -> None:
-    """Sample a small sheet with the weights in `folder`, in a process of its own so that training keeps its state."""
+    """Sample a small sheet with the weights in `folder`, in a process of its own: training keeps its random state."""
     import subprocess
     import sys
 

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,16 +60,17 @@ class Painter:
                 sampler=self.sampler,
                 seed=k,
                 watch=(),
+                say=lambda line: None,
             )
             for _ in run:
                 pass
-            pictures.append(run.picture()[0] * 0.5 + 0.5)
+            pictures.append(torch.from_numpy(np.array(run.image())).permute(2, 0, 1) / 255)
             left = (time.monotonic() - start) / (k + 1) * (len(prompts) - k - 1)
             print(
                 f"\r{what}: {k + 1}/{len(prompts)}, {left:.0f} s left ", end="", file=sys.stderr, flush=True
             )
         print(file=sys.stderr)
-        return torch.stack(pictures).float().clamp(0, 1)
+        return torch.stack(pictures)
 
 
 def scores(picture: Tensor, scenes: Scenes, ids: Tensor) -> dict[str, float]:

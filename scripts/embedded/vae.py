@@ -68,19 +68,19 @@ class Crops:
     def draw(self, count: int, side: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
         crops, masks = [], []
         for _ in range(count):
-            bank = int(torch.multinomial(self.shares, 1, generator=g))
+            fits = torch.tensor([p.shape[2] >= side for p in self.pictures])
+            bank = int(torch.multinomial(self.shares * fits, 1, generator=g))
             pictures, solid = self.pictures[bank], self.solid[bank]
             n, _, height, width = pictures.shape
-            here = min(side, height)
             for _ in range(4):  # look for a crop with an object in it, then take what there is
                 i, y, x = (
                     int(torch.randint(high, (1,), generator=g))
-                    for high in (n, height - here + 1, width - here + 1)
+                    for high in (n, height - side + 1, width - side + 1)
                 )
-                mask = solid[i, y : y + here, x : x + here]
+                mask = solid[i, y : y + side, x : x + side]
                 if bool(mask.any()):
                     break
-            crop = pictures[i, :, y : y + here, x : x + here]
+            crop = pictures[i, :, y : y + side, x : x + side]
             if torch.rand(1, generator=g) < 0.5:
                 crop, mask = crop.flip(-1), mask.flip(-1)
             crops.append(crop)
@@ -146,11 +146,12 @@ def main() -> None:
 
             vae.load_state_dict(AutoencoderKL.from_pretrained(ASSETS / "vae").float().state_dict())
         average = Average([vae], 0.998)
+        average.count = index
     crops = Crops([("vae128", 0.7), ("vae768", 0.2), ("vae512", 0.1)], device)
     g = torch.Generator().manual_seed(args.seed + index)
     progress = Progress("vae", args.minutes)
     progress.start -= seconds
-    saved = 0
+    saved = int(progress.done * 10)
     while progress.done < 1:
         done = progress.done
         large = done > 0.75
@@ -166,7 +167,7 @@ def main() -> None:
             y = vae.decode(posterior.sample()).sample
         gradient = 0.0 if done < 0.4 else min(1.0, (done - 0.4) / 0.2) * 0.6
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).float().mean()
-        loss = loss_of(x, y.float(), 1 + 2.5 * solid, gradient) + 2e-4 * kl
+        loss = loss_of(x, y.float(), 1 + 1.5 * solid, gradient) + 2e-4 * kl
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)

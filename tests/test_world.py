@@ -1,0 +1,140 @@
+"""The embedded model's world: what it draws, what it says of it, and the metrics that read it back."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from dataclasses import fields
+
+import pytest
+import torch
+
+from scripts.embedded import metrics
+from scripts.embedded.captions import SHAPE_WORDS, caption, captions
+from scripts.embedded.data import mirror
+from scripts.embedded.palette import COLOURS, FLOORS, SHAPES, SKIES, oklab
+from scripts.embedded.world import MAX_OBJECTS, Renders, Scenes, render, sample_scenes
+
+NATIVE = (128, 128)
+
+
+@pytest.fixture(scope="module")
+def scenes() -> Scenes:
+    return sample_scenes(40, 4242)
+
+
+@pytest.fixture(scope="module")
+def true(scenes: Scenes) -> Renders:
+    parts = [render(scenes[b : b + 1], NATIVE) for b in range(len(scenes))]  # small parts stay in the cache
+    return Renders(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Renders)))
+
+
+def one_sphere(scenes: Scenes) -> Scenes:
+    """Scene 0 with a single sphere in the middle, seen from its own height."""
+    scene = scenes[:1]
+    scene.kind = torch.tensor([[SHAPES.index("sphere"), -1, -1]])
+    scene.centre = torch.tensor([[[0.0, 5.0], [0.0, 0.0], [0.0, 0.0]]])
+    scene.radius = torch.full((1, 3), 0.8)
+    scene.height = torch.full((1, 3), 1.6)
+    scene.eye, scene.horizon, scene.focal = torch.tensor([0.8]), torch.tensor([0.5]), torch.tensor([1.0])
+    return scene
+
+
+def test_the_same_seed_gives_the_same_scenes_and_another_gives_others() -> None:
+    first, again, other = sample_scenes(5, 1), sample_scenes(5, 1), sample_scenes(5, 2)
+    assert torch.equal(first.centre, again.centre)
+    assert torch.equal(render(first, (64, 64)).picture, render(again, (64, 64)).picture)
+    assert not torch.equal(first.centre, other.centre)
+
+
+def test_the_depth_of_a_sphere_is_exact(scenes: Scenes) -> None:
+    side = 129  # a ray through the very middle
+    made = render(one_sphere(scenes), (side, side), supersample=1)
+    middle = side // 2
+    assert int(made.ids[0, middle, middle]) == 0
+    near, floor = made.disparity[0, 0, middle, middle], made.disparity[0, 0, -1, middle]
+    eye, focal = 0.8, float(side)
+    floor_z = eye * focal / (side - 0.5 - side / 2)
+    assert float(near / floor) == pytest.approx(floor_z / (5.0 - 0.8), rel=1e-4)
+    normal = made.normal[0, :, middle, middle] * 2 - 1
+    assert torch.allclose(normal, torch.tensor([0.0, 0.0, 1.0]), atol=1e-2)
+    width = int((made.ids[0, middle] == 0).sum())
+    assert width == pytest.approx(2 * focal * 0.8 / math.sqrt(5.0**2 - 0.8**2), abs=2)
+
+
+def test_sky_is_zero_and_the_nearest_point_is_one(true) -> None:
+    sky = true.ids == MAX_OBJECTS + 1
+    assert (true.disparity[:, 0][sky] == 0).all()
+    assert torch.allclose(true.disparity.amax((1, 2, 3)), torch.ones(40))
+    assert (true.disparity[:, 0][~sky] > 0).all()
+
+
+def test_a_batch_draws_what_each_scene_draws_alone(scenes: Scenes, true) -> None:
+    alone = render(scenes[7:8], NATIVE)
+    assert torch.allclose(alone.picture[0], true.picture[7], atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(56, 128), (144, 96), (96, 144)])
+def test_objects_stay_inside_pictures_of_any_shape(size: tuple[int, int]) -> None:
+    wide = sample_scenes(12, 9, size)
+    ids = render(wide, size, supersample=1).ids
+    for b in range(12):
+        for k in range(MAX_OBJECTS):
+            if wide.kind[b, k] >= 0:
+                seen = (ids[b] == k).nonzero()
+                assert len(seen) > 0
+                assert seen[:, 1].min() > 0
+                assert seen[:, 1].max() < size[1] - 1
+
+
+def test_captions_name_the_objects_from_left_to_right_and_no_other_colour(scenes: Scenes, true) -> None:
+    for b, text in enumerate(captions(scenes, 5)):
+        there = scenes.kind[b] >= 0
+        named = [word for word in re.findall(r"[a-z]+", text) if word in COLOURS]
+        assert named == [COLOURS[int(c)] for c in scenes.colour[b][there]]
+        words = "|".join(w for ws in SHAPE_WORDS.values() for w in ws)
+        shapes = re.findall(words, text)
+        assert [s in SHAPE_WORDS[SHAPES[int(k)]] for s, k in zip(shapes, scenes.kind[b][there], strict=True)]
+        columns = [(true.ids[b] == k).nonzero()[:, 1].float().mean() for k in range(int(there.sum()))]
+        assert columns == sorted(columns)
+
+
+def test_a_mirrored_scene_is_captioned_as_the_mirror_shows_it(scenes: Scenes) -> None:
+    turned = mirror(scenes)
+    for b in range(len(scenes)):
+        text, other = caption(scenes, b, random.Random(3)), caption(turned, b, random.Random(3))
+        colours = [w for w in re.findall(r"[a-z]+", text) if w in COLOURS]
+        assert [w for w in re.findall(r"[a-z]+", other) if w in COLOURS] == colours[::-1]
+
+
+def test_every_metric_is_all_but_perfect_on_true_renders(scenes: Scenes, true) -> None:
+    reading = metrics.read_colours(true.picture)
+    right, counted = metrics.score_colours(reading, scenes, true.ids)
+    sky, floor = metrics.score_surroundings(true.picture, scenes, true.ids)
+    assert right / counted >= 0.99
+    assert metrics.score_silhouette(reading, true.ids).mean() >= 0.97
+    assert metrics.score_exact_colours(reading, scenes).float().mean() >= 0.99
+    assert (sky & floor).float().mean() >= 0.99
+
+
+def test_metrics_fall_when_the_pictures_are_of_other_scenes(scenes: Scenes, true) -> None:
+    others = true.picture.roll(1, 0)
+    reading = metrics.read_colours(others)
+    right, counted = metrics.score_colours(reading, scenes, true.ids)
+    sky, floor = metrics.score_surroundings(others, scenes, true.ids)
+    assert right / counted < 0.3
+    assert metrics.score_silhouette(reading, true.ids).mean() < 0.5
+    assert metrics.score_exact_colours(reading, scenes).float().mean() < 0.3
+    assert (sky & floor).float().mean() < 0.4
+
+
+def test_oklab_of_white_and_red() -> None:
+    lab = oklab(torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]]))
+    assert torch.allclose(lab[0], torch.tensor([1.0, 0.0, 0.0]), atol=1e-3)
+    assert torch.allclose(lab[1], torch.tensor([0.628, 0.225, 0.126]), atol=1e-3)
+
+
+def test_every_floor_and_sky_occurs(scenes: Scenes) -> None:
+    assert set(scenes.floor.tolist()) == set(range(len(FLOORS)))
+    assert set(scenes.sky.tolist()) == set(range(len(SKIES)))
