@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rawdiff import images, saved, weights
-from rawdiff import nets as networks
 from rawdiff.arguments import build_sampler, count_prompts, given_latents, spread_prompts, spread_scales
 from rawdiff.conditions import Conditions, Context
 from rawdiff.controls import Control, choose_size, gather, make_hints
-from rawdiff.errors import UsageError, WeightsError
+from rawdiff.errors import UsageError
 from rawdiff.geometry import Size, latent_size
 from rawdiff.noise import NOISE_VERSION, Noise, check_seeds, random_seed
+from rawdiff.parts import Parts
 from rawdiff.plan import Plan, make_plan
 from rawdiff.predict import prepare
 from rawdiff.probes import NO_PROBE, ProbeLike
@@ -38,9 +38,6 @@ __all__ = ["Control", "Model", "Run", "load"]
 
 WATCH = ("x", "uncond", "cond", "guided", "x0")
 """What a run prepared from Python keeps of each step."""
-
-PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
-"""What every model has."""
 
 SCHEDULE: dict[str, Any] = {"steps": None, "timesteps": None, "sigmas": None, "eta": 0.0}
 
@@ -56,6 +53,7 @@ def load(
     dtype: str | torch.dtype | None = None,
     offline: bool = False,
     revision: str | None = None,
+    say: Say = images.say_on_stderr,
     probe: ProbeLike = NO_PROBE,
 ) -> Model:
     """Load a model's parts from a folder, a hub id, or (by default) the embedded model.
@@ -67,7 +65,7 @@ def load(
     """
     chosen = weights.choose_device(device)
     kind = weights.choose_dtype(chosen, dtype)
-    opened = weights.open_source(source, revision=revision, offline=offline)
+    opened = weights.open_source(source, revision=revision, offline=offline, say=say)
     place: dict[str, Any] = {"device": chosen, "dtype": kind}
     with probe("load"):
         with probe("tokenizer", host=True):
@@ -90,79 +88,15 @@ def load(
             defaults=weights.read_defaults(opened),
             nets=nets,
             offline=offline,
+            say=say,
         )
-        for name in controls:
-            model.net(name, probe=probe)
+    for name in controls:
+        model.net(name, probe=probe)
     return model
 
 
-class Model:
+class Model(Parts):
     """A model's parts, each to be looked at and used by itself, and `prepare`, which makes runs of them."""
-
-    def __init__(
-        self,
-        *,
-        source: weights.Source,
-        unet: Any,
-        vae: Any,
-        text_encoder: Any,
-        tokenizer: Any,
-        scheduler: Any,
-        device: torch.device,
-        dtype: torch.dtype,
-        defaults: weights.Defaults,
-        nets: Mapping[str, Any] | None = None,
-        offline: bool = False,
-    ) -> None:
-        _check(unet, vae, text_encoder)
-        self.source, self.defaults = source, defaults
-        self.unet, self.vae = unet, vae
-        self.text_encoder, self.tokenizer = text_encoder, tokenizer
-        self.scheduler = scheduler
-        self.device, self.dtype = device, dtype
-        self.controls: dict[str, Any] = {}
-        """The ControlNets loaded so far, by kind (those named by a source, by that)."""
-        self._sources = {**defaults.controls, **(nets or {})}
-        self._opened: dict[str, weights.Source] = {}
-        self._offline = offline
-
-    def __repr__(self) -> str:
-        return f"Model({self.source.name!r}, controls={list(self.controls)}, {self.device}, {self.dtype})"
-
-    def net(self, kind: str, source: Any = None, *, probe: ProbeLike = NO_PROBE) -> Any:
-        """The ControlNet for hints of this kind, loaded when first asked for.
-
-        `source` (folder, hub id, or a module as it is) is for one that is not the model's own. Raises
-        UsageError where none is known, WeightsError where it does not fit the UNet.
-        """
-        if isinstance(source, nn.Module):
-            networks.controlnet.check(source, self.unet)
-            return source
-        wanted = self._sources.get(kind) if source is None else source
-        if wanted is None:
-            known = ", ".join(sorted(self._sources)) or "none"
-            raise UsageError(
-                f"control {kind!r}: this model names no such net (it names {known}): give one with net="
-            )
-        key = kind if source is None else str(source)
-        if key not in self.controls:
-            with probe("load"), probe(f"controlnet {kind}"):
-                opened = weights.open_source(wanted, offline=self._offline)
-                net = weights.load_controlnet(opened, device=self.device, dtype=self.dtype)
-            networks.controlnet.check(net, self.unet)
-            self.controls[key], self._opened[key] = net, opened
-        return self.controls[key]
-
-    def hashes(self) -> dict[str, str]:
-        """SHA-256 of the files that the parts were loaded from, ControlNets not included, by path."""
-        return weights.hashes(self.source, *PARTS)
-
-    def net_hashes(self, control: Control) -> dict[str, str] | None:
-        """The same of a control's net, once it is loaded; None for a module, which has no file."""
-        if control.is_module:
-            return None
-        opened = self._opened[control.kind if control.net is None else str(control.net)]
-        return weights.hashes(opened, "controlnet")
 
     def prepare(
         self,
@@ -211,6 +145,8 @@ class Model:
         scales = spread_scales(self.defaults.guidance if guidance is None else guidance, distinct, count)
         seeds = check_seeds(random_seed(len(prompts)) if seed is None else seed, len(prompts))
         wanted = gather(depth, normal, canny, controls)
+        for control in wanted:
+            self.net_source(control.kind, control.net)  # before anything slow begins
         schedule: dict[str, Any] = {"steps": steps, "timesteps": timesteps, "sigmas": sigmas, "eta": eta}
         chosen = self.defaults.sampler if sampler is None else sampler
         made, spec = build_sampler(chosen, self.scheduler, **schedule)
@@ -299,6 +235,9 @@ class Model:
             for entry, tensor in zip(recipe["controls"], held.conditions.hints, strict=True)
         )
         setup = self._setup(plan, held.conditions, wanted, hints, recipe, say, probe)
+        for control, entry in zip(wanted, recipe["controls"], strict=True):
+            name = f"controlnet {control.kind}"
+            saved.check_same(path, {name: entry["weights"]}, {name: self.net_hashes(control)})
         noise = Noise(recipe["seeds"], latent_size(tuple(recipe["size"])), self.device)
         return Run(setup, held.state, noise, watch=watch, x0=held.x0)
 
@@ -327,12 +266,3 @@ class Model:
         guess = bool(recipe["guess"])
         predict = prepare(plan, conditions, self.unet, loaded, names=names, guess=guess, probe=probe)
         return Setup(plan, conditions, predict, self.vae, recipe, hints, say, probe)
-
-
-def _check(unet: Any, vae: Any, text_encoder: Any) -> None:
-    """Raise WeightsError for a part that cannot be run here."""
-    networks.unet.check(unet)
-    networks.vae.check(vae)
-    networks.text.check(text_encoder)
-    if unet.config.in_channels != 4:
-        raise WeightsError(f"unet: takes {unet.config.in_channels} channels, expected 4: not supported yet")

@@ -25,7 +25,7 @@ from rawdiff.plan import Plan
 from rawdiff.state import RunState
 from rawdiff.weights.tensorfile import SafetensorsFile, open_tensors
 
-__all__ = ["Saved", "check_same", "load", "save"]
+__all__ = ["Saved", "check_same", "digest", "load", "save"]
 
 FORMAT = 1
 KEY = "rawdiff_run"
@@ -94,7 +94,7 @@ def save(
         "sampler": sampler,
     }
     text = json.dumps(body, ensure_ascii=True, sort_keys=True)
-    metadata = {KEY: text, "sha256": _digest(text, tensors)}
+    metadata = {KEY: text, "sha256": digest(text, tensors)}
     return write_file(path, to_bytes(tensors, metadata=metadata), overwrite=overwrite)
 
 
@@ -117,7 +117,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Saved:
         raise InputError(
             f"{path}: expected a saved run, found tensors without one (no {KEY!r} in the metadata)"
         )
-    if metadata.get("sha256") != _digest(text, tensors):
+    if metadata.get("sha256") != digest(text, tensors):
         raise InputError(f"{path}: the saved run is damaged or was changed: its digest does not match")
     # From here on the file is as it was written; what could still differ is the version that wrote it.
     try:
@@ -150,13 +150,14 @@ def check_same(path: str | Path, found: Mapping[str, Any], expected: Mapping[str
         raise InputError(f"{path}: saved with another {' and '.join(different)} ({key}: {values})")
 
 
-def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
+def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the JSON and over every tensor's name, dtype, shape and bytes."""
+    sha256 = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
     for name in sorted(tensors):
         tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    return digest.hexdigest()
+        sha256.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        sha256.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return sha256.hexdigest()
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
