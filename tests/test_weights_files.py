@@ -154,7 +154,7 @@ def test_limits_hold_in_bounded_time(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     many = b",".join(b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % k for k in range(110_000))
     path.write_bytes(pack(b"{" + many + b"}"))
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(WeightsError, match="more than 100000 tensors"):
         open_tensors(path)
     with path.open("wb") as file:  # sparse: 200 MB that take no space
@@ -162,7 +162,7 @@ def test_limits_hold_in_bounded_time(tmp_path: Path) -> None:
         file.truncate(200 * 2**20)
     with pytest.raises(WeightsError, match="header of 157286400 bytes"):
         open_tensors(path)
-    assert time.perf_counter() - begin < 2.0
+    assert time.process_time() - begin < 2.0
 
 
 def test_files_that_are_no_files(tmp_path: Path) -> None:
@@ -267,9 +267,9 @@ def test_mutated_files(tmp_path: Path) -> None:
     rng = random.Random(0)
     good = save(TENSORS, metadata={"format": "pt"})
     head = 8 + int.from_bytes(good[:8], "little")
-    begin = time.perf_counter()
+    begin = time.process_time()
     valid = sum(judge(tmp_path / "x.safetensors", mutate(rng, good, head)) for _ in range(800))
-    assert time.perf_counter() - begin < 20.0
+    assert time.process_time() - begin < 20.0
     assert 0 < valid < 400  # some flips are in the data, where every bit is as good as another
 
 

@@ -30,8 +30,10 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def served(pristine: Path) -> Iterator[SmallHub]:
+def served(pristine: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallHub]:
     snapshot.forget()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with SmallHub() as hub:
         hub.add(REPOSITORY, pristine)
         yield hub
@@ -386,7 +388,10 @@ LISTING_FAULTS: dict[str, tuple[list[Fault], str]] = {
     "401": ([status(401)], r"refused the login \(401\)|has no repository"),
     "403": ([status(403)], r"forbids \(403\)"),
     "gated": ([status(403, X_Error_Code="GatedRepo")], r"is gated: accept its terms"),
-    "404": ([status(404)], r"has no repository owner/small, or keeps it private: check the name"),
+    "404": (
+        [status(404)],
+        r"has no repository owner/small, or keeps it private: check the name.*nor is there a folder",
+    ),
     "no such repository": ([status(401, X_Error_Code="RepoNotFound")], r"has no repository owner/small"),
     "no such revision": ([status(404, X_Error_Code="RevisionNotFound")], r"no such revision"),
     "429": ([status(429, Retry_After="3600")], r"\(429\): try again in 3600 s"),

@@ -473,6 +473,16 @@ def test_a_file_that_does_not_change_is_hashed_once(folder: Path, monkeypatch: p
 # Devices.
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("part", LOADERS)
+def test_parts_go_to_the_gpu_in_half_precision(pristine: Path, part: str) -> None:
+    found, expected = load(pristine, part), originals()[part].state_dict()
+    assert {p.device.type for p in [*found.parameters(), *found.buffers()]} == {"cuda"}
+    for name, value in found.state_dict().items():
+        assert torch.equal(value.cpu(), expected[name].half())
+
+
 def test_devices_and_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert weights.choose_device() == torch.device("cpu")

@@ -176,4 +176,6 @@ def _from_hub(hub: Hub, text: str, known: registry.Known | None, revision: str |
             hub.say(f"using {repository} in place of {repositories[0]}")
         return Source(repository, "hub", snapshot.root, "", snapshot.commit, snapshot)
     assert fault is not None
+    if known is None and isinstance(fault, NotThereError):
+        raise NotThereError(f"{fault}; nor is there a folder {text} here") from fault
     raise fault
