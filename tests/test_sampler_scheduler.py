@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import deque
 from types import SimpleNamespace
 from typing import Any
 
@@ -121,6 +122,26 @@ def test_a_scheduler_of_ones_own() -> None:
         x_next, s = bent.update(i, x, out, None, s)
         torch.testing.assert_close(x_next, torch.tanh(x - 0.1 * seen))
         x = x_next
+
+
+def test_whatever_a_scheduler_remembers_is_forked() -> None:
+    """Memory in a dictionary or a deque, changed in place, is not shared between two ways a run may go."""
+
+    class Hoarder(Own):
+        def __init__(self) -> None:
+            super().__init__(torch.tanh)
+            self.kept = {"outs": deque[torch.Tensor]()}
+
+        def step(self, out: torch.Tensor, t: torch.Tensor, x: torch.Tensor, return_dict: bool = True) -> Any:
+            self.kept["outs"].append(out)
+            return SimpleNamespace(prev_sample=torch.tanh(x - 0.1 * sum(self.kept["outs"])))
+
+    made = make_sampler(Hoarder(), steps=3)
+    assert isinstance(made, SchedulerSampler)
+    x = torch.randn(SHAPE)
+    for s in (made.start(x), made.start(x), made.update(0, x, x * 0, None, made.start(x))[1]):
+        for out in (torch.randn(SHAPE), torch.randn(SHAPE)):
+            torch.testing.assert_close(made.update(1, x, out, None, s)[0], torch.tanh(x - 0.1 * out))
 
 
 def test_what_a_table_cannot_hold() -> None:

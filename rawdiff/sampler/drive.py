@@ -4,7 +4,8 @@ Two faults of diffusers' part-way starts are put right here unless asked for (`a
 steps from the first level to the second, then takes the next evaluation for the same step once more
 although its timestep is already one further, so that the whole run is a level late; the schedule is rebuilt
 for the levels that remain. LMS uses the coefficients of an order for which there is no history yet; the
-order starts from one."""
+order starts from one.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +82,8 @@ class Brownian:
 
     A half-step asks for (sigma, middle) and its second half for (sigma, next): the second increment holds
     the first. Independent unit draws are joined accordingly, which gives the law of a Brownian tree from
-    one draw an evaluation."""
+    one draw an evaluation.
+    """
 
     def __init__(
         self, draw: Callable[[], torch.Tensor], last: tuple[float, float, torch.Tensor] | None = None
@@ -117,7 +119,8 @@ class Drive:
         as_diffusers: bool = False,
     ) -> None:
         self.scheduler = copy.deepcopy(scheduler)
-        self.original_timesteps = list(scheduler.timesteps)
+        self.own = [float(t) for t in scheduler.timesteps]
+        """The timesteps as the scheduler lists them, before `begin` and corrections."""
         self.name = type(scheduler).__name__
         self.begin = begin
         self.order = int(getattr(scheduler, "order", 1))
@@ -125,7 +128,7 @@ class Drive:
         self.as_diffusers = as_diffusers
         kinds = {c.__name__ for c in type(scheduler).__mro__}
         self._lms = "LMSDiscreteScheduler" in kinds and not as_diffusers and "order" not in self.arguments
-        self._brownian = "DPMSolverSDEScheduler" in kinds
+        self.brownian = "DPMSolverSDEScheduler" in kinds
         self.pndm = "PNDMScheduler" in kinds and not as_diffusers
         self._check()
         if begin and self.pndm:
@@ -155,8 +158,7 @@ class Drive:
                 raise UsageError(f"{self.name}: its step takes no {argument!r}")
 
     def _rebuild_pndm(self) -> None:
-        """Give the copy the schedule of the levels that remain, as `set_timesteps` lays it out for a fresh
-        run."""
+        """Lay out the levels that remain as `set_timesteps` does for a fresh run."""
         scheduler = self.scheduler
         first = int(scheduler.timesteps[self.begin])
         levels = [int(t) for t in scheduler._timesteps]  # ascending
@@ -185,10 +187,10 @@ class Drive:
 
     def origin(self, i: int) -> int:
         """Where a run restarted at evaluation `i` begins in the scheduler's own list of timesteps."""
-        if self.pndm:
-            # The list repeats a level, and a rebuilt one repeats another: go by the timestep.
-            own = [float(t) for t in self.original_timesteps]
-            return own.index(float(self.timesteps[i])) if float(self.timesteps[i]) in own else self.begin + i
+        if not 0 <= i < len(self.timesteps):
+            raise UsageError(f"row {i}: this sampler's rows are 0 to {len(self.timesteps) - 1}")
+        if self.pndm:  # its list repeats a level, and a rebuilt one repeats another: go by the timestep
+            return self.own.index(float(self.timesteps[i]))
         return self.begin + i
 
     def scale_input(self, i: int, x: torch.Tensor) -> torch.Tensor:
@@ -206,7 +208,7 @@ class Drive:
         arguments = dict(self.arguments)
         if self._lms:
             arguments["order"] = min(i + 1, 4)
-        if self._brownian:
+        if self.brownian:
             if not isinstance(self.scheduler.noise_sampler, Brownian):
                 self.scheduler.noise_sampler = Brownian(noise)
             self.scheduler.noise_sampler.draw = noise
@@ -226,8 +228,7 @@ class Drive:
 
 
 def step_arguments(scheduler: Any, eta: float, arguments: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What to hand to `scheduler.step` beside x and the output; an eta that the step ignores raises
-    UsageError."""
+    """What to hand to `scheduler.step` beside x and the output; raises UsageError for an eta that it ignores."""
     accepted = inspect.signature(scheduler.step).parameters
     result = dict(arguments or {})
     if "eta" in accepted:

@@ -1,7 +1,8 @@
 """The level of signal and noise that a scheduler's step uses at an evaluation.
 
-Not `scheduler.add_noise`: that is wrong at the half-steps of KDPM2 and DPM++ SDE, and for Karras sigmas
-wherever timesteps are rounded. Read before `step` is called, after `scale_model_input`."""
+Not that of `scheduler.add_noise`, which is wrong at the half-steps of KDPM2 and DPM++ SDE. It is read before
+`step` is called, after `scale_model_input`.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ def level(scheduler: Any, index: int, t: float, in_scale: float) -> tuple[float,
     """`(signal, sigma)` with `x = signal*x0 + sigma*noise` at position `index` of the schedule.
 
     For a scheduler of an unknown class the level is read from `in_scale` (variance exploding) or from
-    alpha_bar at the timestep, and is NaN where neither can tell."""
+    alpha_bar at the timestep, and is NaN where neither can tell.
+    """
     kinds = {c.__name__ for c in type(scheduler).__mro__}
     if kinds & BY_TIMESTEP:
         return _by_timestep(scheduler, t)

@@ -35,7 +35,8 @@ def make_sampler(
     the run ends) sets the schedule; with none of them the scheduler's own `set_timesteps` must have been
     called. `begin` starts part-way, at that place in the scheduler's list of timesteps, a multiple of its
     order. `eta` is for DDIM and TCD, `arguments` for anything else its `step` takes. `as_diffusers` keeps
-    diffusers' faults of part-way starts. The scheduler itself is left as it is. Raises UsageError."""
+    diffusers' faults of part-way starts. The scheduler itself is left as it is. Raises UsageError.
+    """
     scheduler = set_schedule(scheduler, steps=steps, timesteps=timesteps, sigmas=sigmas)
     try:
         return tabulate(

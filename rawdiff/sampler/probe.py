@@ -40,13 +40,11 @@ class Response:
     level: list[tuple[float, float]]
     draws: list[int]
     x0: list[tuple[float, float] | None]
-    """(a, b) of the scheduler's own `pred_original_sample`, where it gives one that depends on this row
-    alone."""
+    """(a, b) of the scheduler's own `pred_original_sample`, where that depends on this row alone."""
 
 
 def probe(new_drive: Callable[[], Drive]) -> Response:
-    """The response of the scheduler that `new_drive` makes; raises NotTabular, by name and with the
-    reason."""
+    """The response of the scheduler that `new_drive` makes; raises NotTabular with its name and the reason."""
     drive = new_drive()
     try:
         with hush():

@@ -9,7 +9,8 @@ u` the smallest state:
 with C_i the first row of O_i. (Ho and Kalman, 1966; Dewilde and van der Veen, 1998, for the time-varying
 case.) H_{i+1} is [O_i[1:] S_i | column i], and S_i has orthonormal rows, so the decomposition of the small
 matrix [O_i[1:] | column i] gives A_i and B_i at once, and 1,000 rows take no longer than a 1,000 x 9 matrix
-each."""
+each.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +19,16 @@ import numpy as np
 __all__ = ["realise"]
 
 TOLERANCE = 3e-7
-"""Singular values below this fraction of x_next's own size are rounding of the scheduler's fp32
-coefficients."""
+"""Singular values below this fraction of x_next's size are rounding of the scheduler's fp32 coefficients."""
 
 
 def realise(
     P: np.ndarray, Q: np.ndarray, R: np.ndarray, x_size: np.ndarray, tolerance: float = TOLERANCE
 ) -> np.ndarray:
-    """W of every row, [M, 1+k, 3+k] float64, for responses [M, M]; `x_size` [M+1] is the size of x before
-    each row.
+    """W of every row, [M, 1+k, 3+k] float64, for responses [M, M].
 
-    Rows and columns are scaled by the sizes of what they stand for before anything is called small.
+    `x_size` [M+1] is the size of x before each row and at the end. Rows and columns are scaled by the sizes of
+    what they stand for before anything is called small.
     """
     count = len(P)
     # Columns of u_j, each input scaled to size 1; rows scaled to x_next of size 1.

@@ -21,7 +21,8 @@ class SamplerRow:
 
     `x = signal * x0 + sigma * noise` holds at this row for the level that the step really uses, and `x0 =
     x0_a * x + x0_b * out`. `weights` is W: `[x_next; s_next] = W @ [x; out; noise; s]`, shape [1+k, 3+k]; a
-    sampler that has no table leaves it empty, [0, 0]."""
+    sampler that has no table leaves it empty, [0, 0].
+    """
 
     index: int
     t: float
@@ -68,7 +69,8 @@ class Sampler(Protocol):
         self, i: int, x: torch.Tensor, out: torch.Tensor, noise: torch.Tensor | None, s: Any
     ) -> tuple[torch.Tensor, Any]:
         """`(x_next, s_next)`; its arguments are left as they were. `noise` is None where the row draws
-        nothing."""
+        nothing.
+        """
         ...
 
     def restarted(self, i: int) -> Sampler:

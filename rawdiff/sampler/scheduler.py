@@ -17,8 +17,7 @@ from rawdiff.sampler.rows import SamplerRow, prediction_type
 __all__ = ["SchedulerSampler"]
 
 State = dict[str, Any]
-"""What a scheduler has changed of itself: attribute name -> tensor, list, number or None. torch.save takes
-it."""
+"""What a scheduler has changed of itself, by attribute: tensors, lists, numbers, None. torch.save takes it."""
 
 BROWNIAN = "noise_sampler"
 
@@ -29,7 +28,8 @@ class SchedulerSampler:
     For what has no table (clipping, dynamic thresholding, a scheduler of one's own). The state `s` is a
     dictionary of what the scheduler remembers; each update works on a copy of it, so that runs may be
     saved, forked and rewound. A trial run with random numbers finds the rows' input scales, levels and
-    draws, and whether the scheduler runs at all."""
+    draws, and whether the scheduler runs at all.
+    """
 
     def __init__(
         self,
@@ -71,8 +71,7 @@ class SchedulerSampler:
     def update(
         self, i: int, x: torch.Tensor, out: torch.Tensor, noise: torch.Tensor | None, s: State
     ) -> tuple[torch.Tensor, State]:
-        """`(x_next, s_next)` by the scheduler's own step, in x's dtype (at least fp32); arguments are left
-        as they were."""
+        """`(x_next, s_next)` by the scheduler's own step, at least fp32; arguments are left as they were."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         x, out = x.to(dtype, copy=True), out.to(dtype, copy=True)
         draws = 0
@@ -93,8 +92,7 @@ class SchedulerSampler:
         return x_next, self._memory(drive.scheduler)
 
     def restarted(self, i: int) -> SchedulerSampler:
-        """The run from row `i` on as if it began there: history forgotten. Row 0 of the result is row `i`
-        of this."""
+        """The run from row `i` on, its history forgotten; its row 0 is row `i` of this."""
         begin = self._drive.origin(i)
         again = copy.copy(self)
         again._drive = Drive(self._scheduler, begin=begin, **self._settings)
@@ -106,21 +104,24 @@ class SchedulerSampler:
         drive = copy.copy(self._drive)
         drive.scheduler = copy.copy(self._drive.scheduler)
         memory = copy.deepcopy(self._memory(self._drive.scheduler) | s)
-        if BROWNIAN in memory:
+        if drive.brownian:
             memory[BROWNIAN] = Brownian(_no_draw, memory[BROWNIAN])
         drive.scheduler.__dict__.update(memory)
         return drive
 
     def _memory(self, scheduler: Any) -> State:
-        """All that the scheduler may change: everything but the tensors and arrays it was set up with."""
+        """All that the scheduler may change.
+
+        That is everything but its config, its functions, and the tensors and arrays it was set up with.
+        """
         before = self._drive.scheduler.__dict__
         memory: State = {}
         for key, value in scheduler.__dict__.items():
             if isinstance(value, Brownian):
                 memory[key] = value.last
-            elif value is before.get(key) and isinstance(value, (torch.Tensor, np.ndarray)):
+            elif key == "_internal_dict" or callable(value):
                 continue
-            elif value is None or isinstance(value, (bool, int, float, str, list, torch.Tensor, np.ndarray)):
+            elif value is not before.get(key) or not isinstance(value, (torch.Tensor, np.ndarray)):
                 memory[key] = value
         return memory
 

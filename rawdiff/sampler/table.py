@@ -25,7 +25,8 @@ class SamplerTable:
 
     `P`, `Q`, `R` (float64 [M, M], lower triangular) are the study form: row i says how x after evaluation i
     depends on every x, output and noise so far. `weights` (float64 [M, 1+k, 3+k]) is the running form of
-    the same map. Make one with `tabulate` or `make_sampler`."""
+    the same map. Make one with `tabulate` or `make_sampler`.
+    """
 
     def __init__(
         self,
@@ -70,7 +71,8 @@ class SamplerTable:
         """`(x_next, s_next)` of row `i`, fp32; arguments are left as they were.
 
         `x`, `out`, `noise` are [B, 4, h, w], `s` is [k, B, 4, h, w]. `noise` may be None where the row
-        draws nothing, else its absence raises UsageError."""
+        draws nothing, else its absence raises UsageError.
+        """
         if noise is None and self.rows[i].draws:
             raise UsageError(f"row {i} of {self.name} draws noise: expected a tensor like x, found None")
         dtype = torch.promote_types(x.dtype, torch.float32)
@@ -79,12 +81,12 @@ class SamplerTable:
         return x_next, torch.stack(s_next) if s_next else s
 
     def restarted(self, i: int) -> SamplerTable:
-        """The run from row `i` on as if it began there: history forgotten. Row 0 of the result is row `i`
-        of this.
+        """The run from row `i` on, its history forgotten; its row 0 is row `i` of this.
 
         A change made to x by hand keeps the history by default (go on with `update`); restart where the
-        change is so large that the history contradicts it. The table is not a slice of this one, and PNDM's
-        has a row more. Raises UsageError inside a pair of evaluations (Heun, KDPM2)."""
+        change is so large that the history contradicts it. The result is not a slice of this table, and
+        PNDM's has a row more. Raises UsageError inside a pair of evaluations (Heun, KDPM2).
+        """
         return self._source.tabulate(begin=self._source.drive().origin(i))
 
 
@@ -104,9 +106,7 @@ class _Source:
         self, scheduler: Any, begin: int, arguments: Mapping[str, Any], as_diffusers: bool, name: str | None
     ) -> None:
         self.scheduler = copy.deepcopy(scheduler)
-        if hasattr(
-            scheduler, "get_lms_coefficient"
-        ):  # an integral by quadrature: 5 ms each, asked for thrice
+        if hasattr(scheduler, "get_lms_coefficient"):  # quadrature, 5 ms each, and asked for thrice
             self.scheduler.get_lms_coefficient = cache(self.scheduler.get_lms_coefficient)
         self.begin = begin
         self.arguments = dict(arguments)
@@ -157,8 +157,9 @@ def tabulate(
     as_diffusers: bool = False,
     name: str | None = None,
 ) -> SamplerTable:
-    """The table of `scheduler`, on which `set_timesteps` has been called; the scheduler itself is left as
-    it is.
+    """The table of a scheduler on which `set_timesteps` has been called; the scheduler is left as it is.
+
+    `begin`, `eta`, `arguments` and `as_diffusers` as in `make_sampler`.
 
     Raises NotTabular, by name, where the step is not linear or not finite.
     """

@@ -50,8 +50,7 @@ SPACINGS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A sampler people know: diffusers' class, its settings, other spellings, and modules it needs beside
-    torch."""
+    """A sampler people know: diffusers' class, settings, other spellings, modules needed beside torch."""
 
     scheduler: str
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -104,7 +103,8 @@ SCHEDULER_CLASSES = frozenset(entry.scheduler for entry in NAMES.values()) | {"E
 
 def known_names() -> list[str]:
     """Every name `scheduler_from_name` lists, with the spacings that each sampler has: "dpm++ 2m", "dpm++
-    2m karras", ..."""
+    2m karras", ...
+    """
     names = []
     for name, entry in NAMES.items():
         accepted = _accepted(entry.scheduler)
@@ -121,7 +121,8 @@ def scheduler_from_name(
     config entries that the class must have. Latents are not clipped, whatever the config says:
     `clip_sample` is for pixels. Raises UsageError for an unknown name (with near ones), a spacing or
     setting that the class lacks, a model with zero terminal SNR under a class that has none, and a missing
-    module of the extra `samplers`."""
+    module of the extra `samplers`.
+    """
     entry, spacing = _find(name)
     accepted = _accepted(entry.scheduler)
     config = _model_part(base_config, entry)
@@ -162,11 +163,11 @@ def scheduler_from_name(
 
 
 def scheduler_from_folder(path: str | Path) -> Any:
-    """The scheduler that a `scheduler_config.json` describes, exactly as it says; `path` is the file or its
-    folder.
+    """The scheduler that a `scheduler_config.json` describes, exactly as it says.
 
-    Raises WeightsError for a file that is missing or no config, a class outside SCHEDULER_CLASSES, and
-    values the class refuses. Keys that the class does not know are left out, as diffusers does.
+    `path` is the file or its folder. Keys that the class does not know are left out, as diffusers does. Raises
+    WeightsError for a file that is missing or no config, a class outside SCHEDULER_CLASSES, and values that
+    the class refuses.
     """
     file = Path(path)
     if file.is_dir():
@@ -228,7 +229,8 @@ def _near(key: str) -> list[str]:
 
 def _plain(name: str) -> str:
     """`name` without case, spaces and punctuation: "DPM++ 2M Karras" and "dpmpp_2m_karras" are both
-    dpmpp2mkarras."""
+    dpmpp2mkarras.
+    """
     key = re.sub(r"[^a-z0-9]", "", name[:100].lower().replace("++", "pp").replace("+", "p"))
     return key.removesuffix("gpu")
 
@@ -249,11 +251,11 @@ def _spellings() -> dict[str, str]:
 
 
 def _model_part(base_config: Mapping[str, Any], entry: Entry) -> dict[str, Any]:
-    """What of `base_config` holds for `entry`: the model's keys, and where the class is the same all but
-    the name's.
+    """What of `base_config` holds for `entry`: the model's keys; all but the name's where classes agree.
 
     A value that the base's own class merely defaulted to is left to the new class, as diffusers'
-    from_config does."""
+    from_config does.
+    """
     defaulted = set(base_config.get("_use_default_values") or ())
     same = base_config.get("_class_name") == entry.scheduler
     return {
