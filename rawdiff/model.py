@@ -186,7 +186,10 @@ class Model(Parts):
             "controls": [c.describe(h, self.net_hashes(c)) for c, h in zip(wanted, hints, strict=True)],
         }
         setup = self._setup(plan, conditions, wanted, hints, recipe, say, probe)
-        return Run(setup, start(plan, first, draws=1 if latents is None else 0), noise, watch=watch)
+        state = start(
+            plan, first.to(torch.promote_types(self.dtype, torch.float32)), draws=int(latents is None)
+        )
+        return Run(setup, state, noise, watch=watch)
 
     def resume(
         self,

@@ -78,7 +78,10 @@ class Noise:
             self._rewind()
         while self._next < k:
             self._draw()
-        return self._draw().to(self.device)
+        drawn = self._draw()
+        if self.device.type == "cuda":  # the host does not wait for the copy
+            return drawn.pin_memory().to(self.device, non_blocking=True)
+        return drawn.to(self.device)
 
     def copy(self) -> Noise:
         """The same noise, with a position of its own."""

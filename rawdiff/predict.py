@@ -22,7 +22,7 @@ __all__ = ["Predict", "Prediction", "guide", "prepare"]
 
 
 class Prediction(NamedTuple):
-    """What the networks said at one evaluation; every tensor [B,4,h,w] fp32."""
+    """What the networks said at one evaluation; every tensor [B,4,h,w] fp32 (fp64 from networks in fp64)."""
 
     guided: Tensor
     """What the sampler is given."""
@@ -53,6 +53,7 @@ class _Networks:
     def __init__(self, net: Any, dtype: torch.dtype, both: list[Tensor | None], cond: list[Tensor]) -> None:
         self.unet = net
         self.dtype = dtype
+        self.out_dtype = torch.promote_types(dtype, torch.float32)
         self.both = both  # per context: [2B,T,D], uncond then cond
         self.cond = cond  # per context: [B,T,D]
         self.controls: list[_Control | None] = []
@@ -79,7 +80,7 @@ class _Networks:
                     total = controlnet.add(total, residuals)
                 joined = controlnet.add(Residuals(tuple(skips), middle), total)
                 skips, middle = list(joined.skips), joined.middle
-            out = unet.decode(self.unet, skips, middle, emb, context).float()
+            out = unet.decode(self.unet, skips, middle, emb, context).to(self.out_dtype)
         if not row.guided:
             return Prediction(out, None, out, found)
         with probe("guidance"):

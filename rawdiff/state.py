@@ -20,7 +20,7 @@ class RunState:
     """Where a run stands. Nothing changes it: the loop makes another, so that an old one is a way back."""
 
     x: Tensor
-    """The latents, [B,4,h,w] fp32."""
+    """The latents, [B,4,h,w] fp32 (fp64 where the networks are)."""
     s: Any
     """What the sampler carries beside them: [k,B,4,h,w] fp32 from a table, else an object of its own."""
     i: int = 0
@@ -54,7 +54,7 @@ class RunState:
         if x.shape != self.x.shape or not x.dtype.is_floating_point:
             found = f"{list(x.shape)} {x.dtype}"
             raise UsageError(f"latents of {found}: expected {list(self.x.shape)} of floating point")
-        x = x.detach().to(self.x.device, torch.float32)
+        x = x.detach().to(self.x)
         if not forget or self.row(plan) is None:
             return replace(self, x=x)
         restarts = (*self.restarts, self.i)
@@ -69,5 +69,5 @@ class RunState:
 
 def start(plan: Plan, noise: Tensor, *, draws: int) -> RunState:
     """The state before row 0, from unit noise [B,4,h,w]; `draws`: how many of the run's draws that took."""
-    x = noise.to(plan.device, torch.float32) * plan.sampler.init_scale
+    x = noise.to(plan.device, torch.promote_types(noise.dtype, torch.float32)) * plan.sampler.init_scale
     return RunState(x, plan.sampler.start(x), draws=draws)
