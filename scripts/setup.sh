@@ -43,7 +43,7 @@ setup() {  # [dev]
     say "Installing rawdiff and what it needs into $ROOT/.venv: the first time this takes a minute or two, and a download."
     make_venv
     rm -f "$stamps-base" "$stamps-dev"
-    (cd "$ROOT" && "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-input \
+    (cd "$ROOT" && "$PYTHON" -m pip install --quiet --quiet --disable-pip-version-check --no-input \
         -c constraints.txt -e ".${extra:+[$extra]}" >&2) ||
         fail "pip could not install rawdiff (its reason stands above): mend that and run this again"
     printf '%s\n' "$wanted" >"$stamps-${extra:-base}"
