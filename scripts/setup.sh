@@ -25,10 +25,12 @@ make_venv() {
     if [ -d "$ROOT/.venv" ] && "$PYTHON" -m pip --version >/dev/null 2>&1; then
         new_enough "$PYTHON" ||
             fail "$ROOT/.venv holds $("$PYTHON" --version), older than 3.11: remove it and run this again"
-        return
+        python=
+    else
+        python=$(find_python)
     fi
-    python=$(find_python)
-    "$python" -m venv --clear "$ROOT/.venv" >&2 ||
+    say "Installing rawdiff and what it needs into $ROOT/.venv: the first time takes a minute or two, and downloads torch."
+    [ -z "$python" ] || "$python" -m venv --clear "$ROOT/.venv" >&2 ||
         fail "$python could not make a virtual environment (Debian and Ubuntu: apt install python3-venv)"
 }
 
@@ -40,7 +42,6 @@ setup() {  # [dev]
             return
         fi
     done
-    say "Installing rawdiff and what it needs into $ROOT/.venv: the first time this takes a minute or two, and a download."
     make_venv
     rm -f "$stamps-base" "$stamps-dev"
     (cd "$ROOT" && "$PYTHON" -m pip install --quiet --quiet --disable-pip-version-check --no-input \
