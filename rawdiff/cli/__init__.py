@@ -1,0 +1,112 @@
+"""The command line: `rawdiff gen | batch | info | sampler | doctor`.
+
+    app.py        the commands together; each has a file of its own and no logic
+    options.py    what several of them take
+    terminal.py   lines, questions and the progress bar, all on standard error
+
+`main` turns every error into one line and an exit code. Nothing heavy is imported until a command needs it, so
+that help and typing mistakes are answered at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from rawdiff.cli.terminal import Console, Terminated
+from rawdiff.errors import RawdiffError, ResourceError
+
+__all__ = ["main"]
+
+INTERRUPTED = 128 + signal.SIGINT
+TERMINATED = 128 + signal.SIGTERM
+DEFECT = 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; `argv` is without the program's name."""
+    console = Console(sys.stderr)
+    for stream in (sys.stdout, sys.stderr):  # a path may hold bytes that are no UTF-8
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="surrogateescape" if stream is sys.stdout else "backslashreplace")
+    with _signals(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # those of libraries; what a person should know is said in words
+        try:
+            code = _run(argv, console)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+        except Terminated:
+            console.say("terminated; nothing half-written is left")
+            return TERMINATED
+        except BrokenPipeError:
+            with open(os.devnull, "w") as nothing:  # noqa: PTH123 (the interpreter flushes once more at its end)
+                os.dup2(nothing.fileno(), sys.stdout.fileno())
+            code = _fail(ResourceError("standard output was closed before everything was written"), console)
+    if code == INTERRUPTED:
+        console.say("interrupted; nothing half-written is left")
+    return code
+
+
+def _run(argv: Sequence[str] | None, console: Console) -> int:
+    import typer
+    from typer._click.exceptions import ClickException
+
+    from rawdiff.cli.app import app
+
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(
+            args=None if argv is None else list(argv), prog_name="rawdiff", standalone_mode=False, obj=console
+        )
+        return code if isinstance(code, int) else 0
+    except typer.Abort:
+        return INTERRUPTED
+    except ClickException as error:
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context is not None else "rawdiff"
+        console.say(f"error: {error.format_message().rstrip('.')}; see {path} --help")
+        return error.exit_code
+    except RawdiffError as error:
+        return _fail(error, console)
+    except (BrokenPipeError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        if console.debug:
+            traceback.print_exc()
+        console.say(
+            f"error: a defect in rawdiff ({type(error).__name__}: {str(error)[:300]}): run it again with --debug and "
+            "report what it prints"
+        )
+        return DEFECT
+
+
+def _fail(error: RawdiffError, console: Console) -> int:
+    if console.debug:
+        traceback.print_exception(error)
+    console.say(f"error: {error}")
+    return error.exit_code
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM as an exception, so that files are finished or dropped on the way out."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    try:
+        last = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, last)

@@ -1,0 +1,7 @@
+from __future__ import annotations
+
+EPILOG = ""
+
+
+def info() -> None:
+    """TODO."""

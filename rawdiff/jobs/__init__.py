@@ -1,0 +1,16 @@
+"""From what somebody asks for to files: everything between the command line and the model.
+
+    request.py    what is asked for, checked by its words and numbers alone; one laid over another
+    manifest.py   many of them in a file of JSON lines
+    remake.py     one from the recipe in a picture
+    job.py        a request with nothing left open, its recipe and its id
+    place.py      which weights, where, and how
+    workshop.py   plans jobs without reading weights, and draws them
+    memory.py     what a picture takes at the least, and when memory gave out
+    output.py     folders and names
+    preview.py    each step as a small picture
+    generate.py   what `rawdiff gen` does
+    batch.py      what `rawdiff batch` does
+
+request.py and manifest.py import nothing heavy, and so nothing is imported here.
+"""

@@ -1,0 +1,249 @@
+"""What `rawdiff batch` does: a manifest to pictures, the model loaded once, nothing drawn twice.
+
+Done means that a picture with the same recipe is there, whole: the ids are read back from the pictures themselves,
+so that there is no journal to disagree with them. One process at a time works in a folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from rawdiff import images, recipe
+from rawdiff.errors import BatchError, InputError, RawdiffError, ResourceError, UsageError
+from rawdiff.images.durable import TEMPORARY_PREFIX
+from rawdiff.jobs.job import Job, Watcher
+from rawdiff.jobs.manifest import Item, name_key, read_manifest
+from rawdiff.jobs.memory import DeviceFailedError
+from rawdiff.jobs.output import Output, check_batch
+from rawdiff.jobs.place import Place, open_workshop, start_probe
+from rawdiff.jobs.workshop import Workshop
+from rawdiff.probes import Probe
+
+__all__ = ["LOCK_NAME", "Album", "draw_manifest", "locked"]
+
+LOCK_NAME = ".rawdiff.lock"
+SWEEP_S = 60.0
+
+Say = Callable[[str], None]
+Done = Callable[[Path, str, float | None], None]
+"""Told of each picture: its path, its id, and the seconds it took, None for one that was there."""
+
+
+class Album:
+    """The pictures of a folder by the ids of their recipes, read back from the pictures."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._found: dict[str, Path] = {}
+        for path in sorted(folder.glob("*.png")):
+            if not path.name.startswith("."):
+                self._look(path)
+
+    def _look(self, path: Path) -> str | None:
+        try:
+            found: str = recipe.read(path)["id"]
+        except InputError:  # another program's picture, a hint, a preview, or half a file
+            return None
+        self._found.setdefault(found, path)
+        return found
+
+    def find(self, job_id: str, name: str | None = None) -> Path | None:
+        """The whole picture with this id, under `name` if that is given, or None."""
+        if name is None:
+            path = self._found.get(job_id)
+        else:
+            path = self.folder / name
+            path = path if path.is_file() and self._look(path) == job_id else None
+        if path is None:
+            return None
+        try:
+            images.open_source(path)  # every byte of its pixels
+        except InputError:
+            return None
+        return path
+
+    def add(self, job_id: str, path: Path) -> None:
+        """A picture was just written."""
+        self._found[job_id] = path
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process alone; ResourceError where another one holds it."""
+    lock = FileLock(str(folder / LOCK_NAME), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ResourceError(
+            f"{folder}: another batch is at work there; wait for it, or choose another folder with --out"
+        ) from None
+    except OSError as error:
+        raise ResourceError(
+            f"{folder}: cannot be locked ({(error.strerror or str(error)).lower()})"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def draw_manifest(
+    file: str | Path,
+    place: Place,
+    folder: Path,
+    *,
+    batch: int = 1,
+    dry_run: bool = False,
+    timings: bool = False,
+    watchers: Sequence[Watcher] = (),
+    say: Say = images.say_on_stderr,
+    done: Done,
+    debug: bool = False,
+) -> Probe | None:
+    """Draw what `file` lists and is not in `folder` yet, the model loaded once; the probe, if timings are wanted.
+
+    A failed item is told, and the others go on; with `dry_run` items are checked and nothing is drawn. An
+    interruption drops the picture at hand, and what is finished stays. Raises InputError for the manifest,
+    BatchError at the end if an item failed, ResourceError where the folder takes no files or is held by another
+    process, WeightsError.
+    """
+    check_batch(batch)
+    items = read_manifest(file)
+    probe = start_probe(place.device, timings)
+    workshop = open_workshop(place, say, probe)
+    if not dry_run:
+        images.check_writable(folder)
+    with contextlib.nullcontext() if dry_run else locked(folder):
+        _Round(items, workshop, folder, batch, dry_run, watchers, say, done, debug).run()
+    return probe if isinstance(probe, Probe) else None
+
+
+@dataclass(eq=False)
+class _Round:
+    items: Sequence[Item]
+    workshop: Workshop
+    folder: Path
+    batch: int
+    dry_run: bool
+    watchers: Sequence[Watcher]
+    say: Say
+    done: Done
+    debug: bool
+    drawn: int = 0
+    there: int = 0
+    failed: list[int] = field(default_factory=list)
+
+    def run(self) -> None:
+        if not self.dry_run:
+            _sweep(self.folder)
+        album = Album(self.folder)
+        try:
+            for item in self.items:
+                with self._item_may_fail(item):
+                    job, wanted = self._plan(item, album)
+                if item.line in self.failed or not wanted:
+                    continue
+                self.say(f"line {item.line}: {job.describe()}")
+                if not self.dry_run:
+                    self.workshop.model()  # what is wrong with it is wrong for all
+                    with self._item_may_fail(item):
+                        self._draw(item, job.only(wanted), album)
+        finally:
+            failed = f"{len(self.failed)} of {len(self.items)} items failed"
+            self.say(f"{self.drawn} drawn, {self.there} already there, {failed}")
+        if self.failed:
+            lines = ", ".join(str(line) for line in self.failed[:10]) + (
+                ", ..." if len(self.failed) > 10 else ""
+            )
+            raise BatchError(f"{len(self.failed)} of {len(self.items)} items failed: line {lines}")
+
+    @contextlib.contextmanager
+    def _item_may_fail(self, item: Item) -> Iterator[None]:
+        try:
+            yield
+        except DeviceFailedError:
+            raise
+        except RawdiffError as error:
+            self.say(f"line {item.line}: {error}")
+        except Exception as error:
+            if self.debug:
+                raise
+            self.say(f"line {item.line}: a defect in rawdiff ({type(error).__name__}: {str(error)[:200]})")
+        else:
+            return
+        self.failed.append(item.line)
+
+    def _plan(self, item: Item, album: Album) -> tuple[Job, list[int]]:
+        """The job, and which of its pictures are not there."""
+        if isinstance(item.request, UsageError):
+            raise item.request
+        job = self.workshop.plan(item.request, batch=self.batch)
+        wanted = []
+        for k, job_id in enumerate(job.ids()):
+            path = album.find(job_id, item.out)
+            if path is None:
+                wanted.append(k)
+            else:
+                self.there += 1
+                self.done(path, job_id, None)
+        if wanted and item.out is not None:
+            _check_free(self.folder, item.out)
+        return job, wanted
+
+    def _draw(self, item: Item, job: Job, album: Album) -> None:
+        folder = self.folder if item.out is None else (self.folder / item.out).parent
+        images.check_writable(folder)
+        for drawn in self.workshop.draw(job, batch=self.batch, watchers=self.watchers):
+            output = Output(folder, None if item.out is None else Path(item.out).name)
+            with self.workshop.probe("png", host=True):
+                path = output.write(drawn)
+            album.add(drawn.recipe["id"], path)
+            self.drawn += 1
+            self.done(path, drawn.recipe["id"], drawn.seconds)
+
+
+def _check_free(folder: Path, name: str) -> None:
+    """Raise InputError where a picture that an item names would take another's place, or leave the folder."""
+    path = folder / name
+    if not path.parent.resolve().is_relative_to(folder.resolve()):
+        raise InputError(
+            f"out {name!r}: its folder is a link that leads out of {folder}; choose another name"
+        )
+    for part in (path, *path.parents):
+        if part == folder:
+            break
+        taken = sorted(p.name for p in part.parent.glob("*") if name_key(p.name) == name_key(part.name))
+        if taken and (part == path or part.name not in taken):
+            raise InputError(
+                f"out {name!r}: {folder} holds {taken[0]!r} already, with another recipe; choose another name"
+            )
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a process that was killed here left behind."""
+    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        process = path.name.removeprefix(TEMPORARY_PREFIX).partition("-")[0]
+        with contextlib.suppress(OSError):
+            if (
+                process.isdigit()
+                and not _is_alive(int(process))
+                and time.time() - path.stat().st_mtime > SWEEP_S
+            ):
+                path.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True

@@ -1,0 +1,124 @@
+"""What `rawdiff gen` does: a request to files, or to a plan alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rawdiff import images
+from rawdiff.jobs.job import Drawn, Job, Watcher
+from rawdiff.jobs.output import Output, check_batch, open_output
+from rawdiff.jobs.place import Place, open_workshop, start_probe
+from rawdiff.jobs.preview import Previews
+from rawdiff.jobs.remake import Remake, check_weights, open_remake
+from rawdiff.jobs.request import Request
+from rawdiff.jobs.workshop import Workshop
+from rawdiff.probes import Probe
+
+__all__ = ["Finished", "Settings", "generate"]
+
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How `generate` goes about it; none of this decides a picture."""
+
+    out: str | None = None
+    overwrite: bool = False
+    batch: int = 1
+    dry_run: bool = False
+    preview: bool = False
+    save_hints: bool = False
+    timings: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """What came of it."""
+
+    job: Job
+    probe: Probe | None
+
+
+def generate(
+    request: Request,
+    place: Place,
+    settings: Settings,
+    *,
+    remake: str | Path | None = None,
+    watchers: Sequence[Watcher] = (),
+    say: Say = images.say_on_stderr,
+    done: Callable[[Path, Drawn], None],
+) -> Finished:
+    """Plan `request`, and unless it is a dry run draw and write its pictures; `done` is told of each.
+
+    With `remake`, a picture's path, its recipe is laid under the request, and must hold: every input and weight
+    file that the request does not replace is checked by its SHA-256. Raises every error that there is.
+    """
+    check_batch(settings.batch)
+    again = None if remake is None else open_remake(remake)
+    other_model = place.model is not None or place.revision is not None
+    other_nets = list(place.nets)
+    if again is not None:
+        request = again.request.merged(request)
+        place = _place_of(again, place)
+    request.check()
+    probe = start_probe(place.device, settings.timings)
+    workshop = open_workshop(place, say, probe)
+    count = 1 if request.count is None else request.count
+    output: Output | None = None
+    if not settings.dry_run:
+        output = open_output(settings.out, count=count, overwrite=settings.overwrite)
+    try:
+        beside = None if again is None else again.path.parent
+        job = workshop.plan(request, batch=settings.batch, beside=beside)
+        if again is not None:
+            changed = check_weights(
+                again, job.recipe(0)["picture"], other_model=other_model, other_nets=other_nets
+            )
+            if changed:
+                say(
+                    f"not the same as {again.path} in {', '.join(changed[:6])}{' ...' if len(changed) > 6 else ''}"
+                )
+    except BaseException:
+        if output is not None:
+            output.abandon()
+        raise
+    if output is not None:
+        say(job.describe())
+        _draw(workshop, job, output, settings, watchers, say, done)
+    return Finished(job, probe if isinstance(probe, Probe) else None)
+
+
+def _draw(
+    workshop: Workshop,
+    job: Job,
+    output: Output,
+    settings: Settings,
+    watchers: Sequence[Watcher],
+    say: Say,
+    done: Callable[[Path, Drawn], None],
+) -> None:
+    stem = output.stem(job.picture["prompt"], job.seeds[0])
+    if settings.preview:
+        watchers = (*watchers, Previews(output.folder, stem, say))
+    hints_saved = not settings.save_hints
+    for drawn in workshop.draw(job, batch=settings.batch, watchers=watchers):
+        if not hints_saved:
+            for path in images.save_hints(output.folder, stem, drawn.hints):
+                say(f"hint: {path}")
+            hints_saved = True
+        with workshop.probe("png", host=True):
+            path = output.write(drawn)
+        done(path, drawn)
+
+
+def _place_of(again: Remake, place: Place) -> Place:
+    """What the recipe says of model, nets and dtype, under what `place` says."""
+    if place.model is None:
+        revision = again.revision if place.revision is None else place.revision
+        place = replace(place, model=again.model, revision=revision, nets={**again.nets, **place.nets})
+    return replace(place, dtype=again.dtype if place.dtype is None else place.dtype)

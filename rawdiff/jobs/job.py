@@ -1,0 +1,146 @@
+"""A Job: a request with nothing left open. And what came of it, and who looks on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rawdiff import images, recipe
+from rawdiff.controls import Control
+from rawdiff.errors import InputError
+from rawdiff.geometry import Size, format_size
+from rawdiff.images.depth import parse_depth_range
+from rawdiff.jobs.request import ControlRequest, Request
+from rawdiff.sampler import Sampler
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from rawdiff.run import Run
+    from rawdiff.step import Step
+
+__all__ = ["Drawn", "Job", "Watcher", "deciding", "fitting_of", "open_map"]
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A request with nothing left open: one picture for each seed, and the recipe of each."""
+
+    request: Request
+    size: Size
+    seeds: tuple[int, ...]
+    controls: tuple[Control, ...]
+    """Their sources are opened."""
+    sampler: Sampler
+    options: Mapping[str, Any]
+    """What `Model.prepare` takes beside these."""
+    picture: Mapping[str, Any]
+    """What decides the pictures, but for the seed."""
+    made: Mapping[str, Any]
+
+    def recipe(self, k: int, batch: tuple[int, int] = (0, 1)) -> dict[str, Any]:
+        """The recipe of picture `k`, drawn in place `batch[0]` of `batch[1]` at once."""
+        return recipe.build({**self.picture, "seed": self.seeds[k]}, {**self.made, "batch": list(batch)})
+
+    def only(self, wanted: Sequence[int]) -> Job:
+        """The same job for some of its pictures."""
+        return replace(self, seeds=tuple(self.seeds[k] for k in wanted))
+
+    def ids(self) -> list[str]:
+        """The id of each picture."""
+        return [recipe.job_id({**self.picture, "seed": seed}) for seed in self.seeds]
+
+    def describe(self) -> str:
+        """Size, sampler, guidance and seeds, on one line."""
+        seeds = (
+            f"seed {self.seeds[0]}" if len(self.seeds) == 1 else f"seeds {self.seeds[0]} to {self.seeds[-1]}"
+        )
+        steps = self.picture["sampler"]["steps"]
+        steps = f"{steps} steps" if steps is not None else f"{len(self.sampler.rows)} evaluations"
+        guidance = f"guidance {self.picture['guidance']:g}"
+        return f"{format_size(self.size)}, {steps} of {self.sampler.name}, {guidance}, {seeds}"
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """A finished picture."""
+
+    image: Image
+    recipe: dict[str, Any]
+    seconds: float
+    """From preparing to decoding, shared evenly by the pictures of a batch."""
+    hints: tuple[images.Hint, ...]
+
+    @property
+    def parameters(self) -> str:
+        """The text for other programs."""
+        return recipe.write_parameters(self.recipe)
+
+
+class Watcher(Protocol):
+    """Somebody who looks on while pictures are drawn."""
+
+    watch: Sequence[str]
+    """What of each step it wants; see `step.WATCHABLE`."""
+
+    def begin(self, run: Run, first: int, job: Job) -> None:
+        """A run of the job's pictures from `first` on begins."""
+
+    def step(self, run: Run, step: Step) -> None:
+        """A step was taken."""
+
+    def end(self) -> None:
+        """The run is over, or failed."""
+
+
+def fitting_of(request: Request) -> dict[str, Any]:
+    """How maps are read and brought to size."""
+    given = request.depth_range
+    return {
+        "fit": request.fit,
+        "depth_range": parse_depth_range(given) if isinstance(given, str) else given,
+        "depth_invert": bool(request.depth_invert),
+    }
+
+
+def deciding(control: Control, digests: dict[str, str], fitting: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a control decides the picture."""
+    of_depth = control.kind == "depth" or control.derive
+    span = fitting["depth_range"]
+    return {
+        "kind": control.kind,
+        "sha256": control.source.sha256,
+        "derive": control.derive,
+        "weight": float(control.weight),
+        "start": float(control.start),
+        "end": float(control.end),
+        "fit": fitting["fit"],
+        "depth_range": None if not of_depth else list(span) if isinstance(span, tuple) else span,
+        "depth_invert": fitting["depth_invert"] if of_depth else None,
+        "weights": digests,
+    }
+
+
+def open_map(control: ControlRequest, beside: Path | None) -> images.Samples:
+    """The map, read; one that a recipe names must have the SHA-256 that it says, and may lie beside the picture."""
+    if control.sha256 is None:
+        return images.open_source(control.path)
+    path = Path(control.path)
+    places = [path] if beside is None else list(dict.fromkeys([path, beside / path, beside / path.name]))
+    found = [place for place in places if place.is_file()]
+    for place in found:
+        samples = images.open_source(place)
+        if samples.sha256 == control.sha256:
+            return samples
+    said = f"its SHA-256 must begin with {control.sha256[:12]}"
+    if not found:
+        raise InputError(
+            f"{control.path}: the recipe's {control.kind} map is not there ({said}): put it back, or name another "
+            f"with --{control.kind} PATH"
+        )
+    raise InputError(
+        f"{found[0]}: is not the recipe's {control.kind} map ({said}, this one's with {samples.sha256[:12]}): "
+        f"put that back, or name another with --{control.kind} PATH"
+    )

@@ -1,0 +1,100 @@
+"""Where pictures go: a folder and names made from the prompt, or one file by its name; and how many at once."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from rawdiff import images
+from rawdiff.errors import UsageError
+from rawdiff.jobs.job import Drawn
+
+__all__ = ["OUTPUT_FOLDER", "Output", "check_batch", "open_output", "stem_for"]
+
+MAX_BATCH = 256
+OUTPUT_FOLDER = "output_images"
+_OTHER_PICTURES = {".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif"}
+
+
+@dataclass(frozen=True)
+class Output:
+    """A folder that takes files, and the name that the one picture shall have, if it was said."""
+
+    folder: Path
+    name: str | None = None
+    overwrite: bool = False
+    is_new: bool = False
+    """Whether the folder was made just now."""
+
+    def abandon(self) -> None:
+        """Nothing will be written: a folder made for it goes again, if it is empty."""
+        if self.is_new:
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
+
+    def stem(self, prompt: str, seed: int) -> str:
+        """The name without its ending."""
+        return stem_for(prompt, seed) if self.name is None else self.name[: -len(".png")]
+
+    def write(self, drawn: Drawn) -> Path:
+        """Write a picture with its recipe, whole or not at all, over nothing that is there; ResourceError."""
+        picture = drawn.recipe["picture"]
+        if self.name is not None:
+            path = self.folder / self.name
+            return images.write_png(
+                path, drawn.image, drawn.recipe, drawn.parameters, overwrite=self.overwrite
+            )
+        stem = stem_for(picture["prompt"], picture["seed"])
+        return images.write_next(self.folder, stem, drawn.image, drawn.recipe, drawn.parameters)
+
+
+def stem_for(prompt: str, seed: int) -> str:
+    """A name for a picture: the prompt's words and the seed."""
+    return f"{images.stem_from(prompt)}-{seed}"
+
+
+def check_batch(batch: int) -> None:
+    """Raise UsageError for a number of pictures that is none."""
+    if not 1 <= batch <= MAX_BATCH:
+        raise UsageError(f"batch {batch}: expected a whole number from 1 to {MAX_BATCH}")
+
+
+def open_output(out: str | Path | None, *, count: int = 1, overwrite: bool = False) -> Output:
+    """The place that `out` names: a folder (made if need be), or a file that ends in `.png`.
+
+    It is written to on trial, before anything slow begins. Raises UsageError for a name that is taken or no PNG,
+    ResourceError for a folder that takes no files.
+    """
+    text = OUTPUT_FOLDER if out is None else str(out)
+    if not text or "\0" in text:
+        raise UsageError(f"out {text!r}: expected a folder, or a file that ends in .png")
+    path = Path(text).expanduser()
+    suffix = path.suffix.lower()
+    if suffix in _OTHER_PICTURES and not path.is_dir():
+        raise UsageError(
+            f"out {text}: pictures are written as PNG; expected a folder, or a name that ends in .png"
+        )
+    if suffix != ".png" or path.is_dir():
+        if overwrite:
+            raise UsageError(
+                "overwrite: goes with --out FILE.png; in a folder every picture has a name of its own"
+            )
+        is_new = not path.exists()
+        return Output(images.check_writable(path), is_new=is_new)
+    if count != 1:
+        raise UsageError(f"out {text}: one file for {count} pictures; expected a folder")
+    taken = path.exists() or path.is_symlink()
+    if taken and not overwrite:
+        raise UsageError(f"{text}: exists already; choose another name, or --overwrite")
+    stem = path.name[: -len(".png")]
+    if (
+        not taken
+        and path.parent.is_dir()
+        and images.next_path(path.parent, stem).name.lower() != path.name.lower()
+    ):
+        raise UsageError(
+            f"{text}: a file of that name but for case or accents exists already; choose another"
+        )
+    is_new = not path.parent.exists()
+    return Output(images.check_writable(path.parent), path.name, overwrite, is_new)

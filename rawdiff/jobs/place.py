@@ -1,0 +1,70 @@
+"""Which weights, where, and how: what the command line says beside the request."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rawdiff import weights
+from rawdiff.errors import UsageError
+from rawdiff.jobs.workshop import MODEL_VARIABLE, Workshop
+from rawdiff.probes import NO_PROBE, Probe, ProbeLike, process_age_ms
+
+__all__ = ["Place", "open_workshop", "start_probe"]
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which weights, and where and how they are computed with."""
+
+    model: str | None = None
+    nets: Mapping[str, str] = field(default_factory=dict)
+    device: str | None = None
+    dtype: str | None = None
+    revision: str | None = None
+    offline: bool = False
+
+    @classmethod
+    def from_words(cls, nets: Sequence[str] = (), **words: Any) -> Place:
+        """With `nets` as KIND=FOLDER or KIND=OWNER/NAME; raises UsageError."""
+        named: dict[str, str] = {}
+        for text in nets:
+            kind, equals, source = text.partition("=")
+            if not equals or not kind or not source:
+                raise UsageError(
+                    f"net {text!r}: expected KIND=FOLDER or KIND=OWNER/NAME, such as depth=nets/depth"
+                )
+            if kind in named:
+                raise UsageError(f"net {kind}: named twice, {named[kind]} and {source}; one is enough")
+            named[kind] = source
+        return cls(nets=named, **words)
+
+
+def start_probe(device: str | None, timings: bool) -> ProbeLike:
+    """A probe that counts this process's start and imports too, or the one that does nothing."""
+    if not timings:
+        return NO_PROBE
+    probe = Probe(weights.choose_device(device))
+    age_ms = process_age_ms()
+    if age_ms is not None:
+        probe.before("start and imports", age_ms)
+    return probe
+
+
+def open_workshop(place: Place, say: Say, probe: ProbeLike = NO_PROBE) -> Workshop:
+    """The workshop for a place: `model`, else what RAWDIFF_MODEL names, else the embedded model."""
+    named = os.environ.get(MODEL_VARIABLE) if place.model is None else place.model
+    return Workshop(
+        named,
+        nets=place.nets,
+        device=place.device,
+        dtype=place.dtype,
+        revision=place.revision,
+        offline=place.offline,
+        say=say,
+        probe=probe,
+    )

@@ -1,0 +1,91 @@
+"""Previews: what the run takes the finished picture for, at each step, as small pictures.
+
+The clean latents that a step amounts to are decoded by the model's own VAE, so that colours are true for every
+model; latents of a larger picture are averaged first, so that no side is decoded at more than 256 pixels. At
+768x512 that costs a ninth of a decoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch.nn import functional
+
+from rawdiff import images
+from rawdiff.decode import decode
+from rawdiff.errors import NonFiniteError, ResourceError
+from rawdiff.geometry import FACTOR
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rawdiff.jobs.job import Job
+    from rawdiff.run import Run
+    from rawdiff.step import Step
+
+__all__ = ["LARGEST_PX", "Previews", "reduced"]
+
+LARGEST_PX = 256
+
+
+def reduced(latents: Tensor, largest_px: int = LARGEST_PX) -> Tensor:
+    """Latents [B,4,h,w] averaged by the least whole factor that decodes to at most `largest_px` a side."""
+    height, width = latents.shape[-2:]
+    factor = max(1, -(-max(height, width) * FACTOR // largest_px))
+    if factor == 1:
+        return latents
+    return functional.adaptive_avg_pool2d(latents, (max(1, height // factor), max(1, width // factor)))
+
+
+class Previews:
+    """A watcher that writes `FOLDER/STEM-steps/step-01.png`, ...; a step that cannot be shown is left out."""
+
+    watch: Sequence[str] = ("x0",)
+
+    def __init__(self, folder: Path, stem: str, say: Callable[[str], None]) -> None:
+        self._folder, self._stem, self._say = folder, f"{stem}-steps", say
+        self._home: Path | None = None
+        self._job: Job | None = None
+
+    def begin(self, run: Run, first: int, job: Job) -> None:
+        self._job = job
+        if self._home is None:
+            self._home = self._make_home()
+            self._say(f"previews: {self._home}")
+
+    def step(self, run: Run, step: Step) -> None:
+        assert self._home is not None
+        try:
+            pictures = decode(run.setup.vae, reduced(step.x0), say=_silent, probe=run.setup.probe)
+        except NonFiniteError:  # early x0 may overflow in half precision; the run itself is checked elsewhere
+            return
+        digits = len(str(len(run)))
+        for seed, picture in zip(run.seeds, pictures, strict=True):
+            which = f"-seed{seed}" if self._job is not None and len(self._job.seeds) > 1 else ""
+            note = {"preview": {"step": step.index, "t": step.row.t, "seed": seed}}
+            path = self._home / f"step-{step.index + 1:0{digits}d}{which}.png"
+            # Overwriting: a batch that ran out of memory is drawn again in halves.
+            images.write_png(path, images.to_pil(picture), note, overwrite=True)
+
+    def end(self) -> None:
+        pass
+
+    def _make_home(self) -> Path:
+        for _ in range(1000):
+            home = images.next_path(self._folder, self._stem, "")
+            try:
+                home.mkdir()
+                return home
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise ResourceError(
+                    f"{home}: cannot be made ({(error.strerror or str(error)).lower()})"
+                ) from None
+        raise ResourceError(f"{self._folder}: no free name for the previews after 1000 tries")
+
+
+def _silent(line: str) -> None:
+    pass

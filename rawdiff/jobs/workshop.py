@@ -1,0 +1,276 @@
+"""From a request to pictures: planned without a weight being read, then drawn.
+
+    workshop = Workshop("sd1.5")                 # finds the model; reads no weights
+    job = workshop.plan(Request(prompt=...))     # opens maps, builds the sampler, hashes files: the recipe is known
+    for drawn in workshop.draw(job):             # loads the weights when the first picture needs them
+        drawn.image, drawn.recipe
+
+Everything that can be wrong with a request is found by `plan`, in seconds, and the id of each picture is known by
+then: a batch sees what it has already drawn without loading a network.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rawdiff import images, weights
+from rawdiff.arguments import build_sampler
+from rawdiff.controls import Control, choose_size
+from rawdiff.errors import ResourceError, UsageError, WeightsError
+from rawdiff.geometry import Size, format_size
+from rawdiff.jobs.job import Drawn, Job, Watcher, deciding, fitting_of, open_map
+from rawdiff.jobs.memory import DeviceFailedError, check_memory, is_device_failure, is_out_of_memory
+from rawdiff.jobs.request import Request
+from rawdiff.model import Model, load
+from rawdiff.noise import NOISE_VERSION, check_seeds, random_seed
+from rawdiff.parts import PARTS
+from rawdiff.probes import NO_PROBE, ProbeLike
+from rawdiff.sampler import Sampler
+from rawdiff.version import __version__
+from rawdiff.weights.schedulers import scheduler_from_name
+
+if TYPE_CHECKING:
+    from rawdiff.run import Run
+
+__all__ = ["MODEL_VARIABLE", "Workshop"]
+
+MODEL_VARIABLE = "RAWDIFF_MODEL"
+"""The environment variable that names a model where nobody else does."""
+
+Say = Callable[[str], None]
+
+
+class Workshop:
+    """A model to be, what is planned with it, and what is drawn. Raises UsageError, WeightsError, HubError."""
+
+    def __init__(
+        self,
+        source: str | Path | None = None,
+        *,
+        nets: Mapping[str, str] | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | None = None,
+        revision: str | None = None,
+        offline: bool = False,
+        say: Say = images.say_on_stderr,
+        probe: ProbeLike = NO_PROBE,
+    ) -> None:
+        self.device = weights.choose_device(device)
+        self.dtype = weights.choose_dtype(self.device, dtype)
+        self.say, self.probe = say, probe
+        self._offline = offline
+        self.source = weights.open_source(source, revision=revision, offline=offline, say=say)
+        self.defaults = weights.read_defaults(self.source)
+        self._named = dict(nets or {})
+        self._nets: dict[str, weights.Source] = {}
+        self._model: Model | None = None
+
+    @property
+    def dtype_name(self) -> str:
+        """The dtype as recipes call it: "float32"."""
+        return str(self.dtype).removeprefix("torch.")
+
+    def describe(self) -> str:
+        """Which model it is, where it runs, and how to get another, on one line."""
+        own = self.source.name if self.source.kind != "embedded" else f"{self.defaults.name} (embedded)"
+        another = f"another: --model FOLDER, ALIAS or OWNER/NAME, or {MODEL_VARIABLE}"
+        return f"model: {own} on {self.device} in {self.dtype_name}; {another}"
+
+    def net(self, kind: str) -> weights.Source:
+        """Where the ControlNet for hints of this kind is; raises UsageError where none is known."""
+        if kind not in self._nets:
+            known = {**self.defaults.controls, **self._named}
+            if kind not in known:
+                names = ", ".join(sorted(known)) or "none"
+                raise UsageError(
+                    f"control {kind!r}: this model has no net for it (it has {names}): name one with "
+                    f"--net {kind}=FOLDER or --net {kind}=OWNER/NAME"
+                )
+            self._nets[kind] = weights.open_source(known[kind], offline=self._offline, say=self.say)
+        return self._nets[kind]
+
+    def plan(self, request: Request, *, batch: int = 1, beside: Path | None = None) -> Job:
+        """Everything about `request` but the pictures; no weights are read, though their files are hashed.
+
+        Maps that a recipe names are looked for where it says and in the folder `beside`. `batch` is how many will
+        be drawn at once. Raises UsageError (SizeError), InputError, WeightsError, HubError.
+        """
+        request.check()
+        count = 1 if request.count is None else request.count
+        seeds = check_seeds(random_seed(count) if request.seed is None else request.seed, count)
+        asked = request.resolved()
+        nets = [self.net(control.kind) for control in asked]
+        self._check_clip_skip(request.clip_skip or 0)
+        with self.probe("plan", host=True):
+            with self.probe("maps", host=True):
+                samples = [open_map(control, beside) for control in asked]
+            size = choose_size(request.size, self.defaults.native_size, samples)
+            self._check_memory(size, min(batch, count))
+            fitting = fitting_of(request)
+            controls = tuple(
+                Control(c.kind, opened, *c.window, derive=bool(c.derive))
+                for c, opened in zip(asked, samples, strict=True)
+            )
+            with self.probe("hints", host=True):
+                for control in controls:
+                    made_of: dict[str, Any] = {**fitting, "derive": control.derive, "say": _silent}
+                    images.make_hint(control.kind, control.source, size, **made_of)
+            with self.probe("sampler, imports of diffusers", host=True):
+                sampler, described = self._sampler(request)
+        with self.probe("hashes", host=True):
+            digests = weights.hashes(self.source, *PARTS)
+            own = [weights.hashes(net, "controlnet") for net in nets]
+        options: dict[str, Any] = {
+            "negative": request.negative or "",
+            "guidance": float(self.defaults.guidance if request.guidance is None else request.guidance),
+            "rescale": float(request.rescale or 0.0),
+            "clip_skip": request.clip_skip or 0,
+            "guess": bool(request.guess),
+        }
+        picture = {
+            **options,
+            "prompt": request.prompt,
+            "size": list(size),
+            "sampler": described,
+            "controls": [deciding(*of, fitting) for of in zip(controls, own, strict=True)],
+            "weights": digests,
+            "noise": NOISE_VERSION,
+            "dtype": self.dtype_name,
+        }
+        made = self._made(request, [control.path for control in asked])
+        return Job(request, size, seeds, controls, sampler, {**options, **fitting}, picture, made)
+
+    def model(self) -> Model:
+        """The model with its weights, loaded when it is first asked for, which is said."""
+        if self._model is None:
+            self.say(self.describe())
+            nets = {**self._nets, **{kind: self.net(kind) for kind in self._named}}
+            place: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "offline": self._offline}
+            source: Any = self.source
+            self._model = load(source, nets=nets, say=self.say, probe=self.probe, **place)
+        return self._model
+
+    def draw(self, job: Job, *, batch: int = 1, watchers: Sequence[Watcher] = ()) -> Iterator[Drawn]:
+        """The pictures of a job, `batch` at once; where memory gives out, half as many, and said.
+
+        Raises NonFiniteError, ResourceError.
+        """
+        model, told, first = self.model(), set[str](), 0
+
+        def say_once(line: str) -> None:
+            if line not in told:
+                told.add(line)
+                self.say(line)
+
+        while first < len(job.seeds):
+            count = min(batch, len(job.seeds) - first)
+            try:
+                drawn = self._draw(model, job, first, count, say_once, watchers)
+            except (RuntimeError, MemoryError) as error:
+                if is_device_failure(error):
+                    raise DeviceFailedError(
+                        f"{self.device} failed ({str(error).splitlines()[0][:120]}): run it again; a batch goes on "
+                        "where it stopped"
+                    ) from error
+                if not is_out_of_memory(error):
+                    raise
+                if count == 1:
+                    raise ResourceError(
+                        f"out of memory at {format_size(job.size)} on {self.device}: take a smaller size, fewer "
+                        "nets, or half precision"
+                    ) from error
+                batch = count // 2
+            else:
+                yield from drawn
+                first += count
+                continue
+            if self.device.type == "cuda":  # outside the handler, where the failed run is no longer held
+                torch.cuda.empty_cache()
+            self.say(f"out of memory with {count} pictures at once: going on with {batch}")
+
+    def _draw(
+        self, model: Model, job: Job, first: int, count: int, say: Say, watchers: Sequence[Watcher]
+    ) -> list[Drawn]:
+        start = time.perf_counter()
+        run = model.prepare(
+            job.picture["prompt"],
+            seed=job.seeds[first : first + count],
+            count=count,
+            size=job.size,
+            controls=job.controls,
+            sampler=job.sampler,
+            watch=tuple({name for watcher in watchers for name in watcher.watch}),
+            say=say,
+            probe=self.probe,
+            **job.options,
+        )
+        _check_unchanged(run, job)
+        for watcher in watchers:
+            watcher.begin(run, first, job)
+        try:
+            for step in run:
+                for watcher in watchers:
+                    watcher.step(run, step)
+        finally:
+            for watcher in watchers:
+                watcher.end()
+        pictures = run.images()
+        seconds = (time.perf_counter() - start) / count
+        return [
+            Drawn(image, job.recipe(first + k, (k, count)), seconds, run.hints)
+            for k, image in enumerate(pictures)
+        ]
+
+    def _sampler(self, request: Request) -> tuple[Sampler, dict[str, Any]]:
+        """The sampler, and what a recipe says of it."""
+        own = weights.load_scheduler(self.source)
+        name = self.defaults.sampler if request.sampler is None else request.sampler
+        schedule: dict[str, Any] = {n: getattr(request, n) for n in ("steps", "timesteps", "sigmas")}
+        sampler, spec = build_sampler(name, own, **schedule, eta=float(request.eta or 0.0))
+        scheduler = own if name is None else scheduler_from_name(name, own.config)
+        config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+        schedule = {n: spec[n] for n in ("steps", "timesteps", "sigmas", "eta")}
+        return sampler, {"class": type(scheduler).__name__, "config": config, **schedule}
+
+    def _made(self, request: Request, inputs: list[str]) -> dict[str, Any]:
+        kinds = [control.kind for control in request.resolved()]
+        return {
+            "rawdiff": __version__,
+            **{name: metadata.version(name) for name in ("torch", "diffusers", "transformers")},
+            "model": {"name": self.source.name, "kind": self.source.kind, "revision": self.source.revision},
+            "sampler": request.sampler,
+            "inputs": inputs,
+            "nets": [self._named.get(kind) for kind in kinds],
+            "device": self.device.type,
+            "threads": torch.get_num_threads(),
+        }
+
+    def _check_clip_skip(self, clip_skip: int) -> None:
+        layers = weights.read_config(self.source, "text_encoder").get("num_hidden_layers")
+        if isinstance(layers, int) and clip_skip >= layers:
+            raise UsageError(
+                f"clip skip {clip_skip}: this text encoder has {layers} layers, so 0 to {layers - 1}"
+            )
+
+    def _check_memory(self, size: Size, batch: int) -> None:
+        unet, vae = (weights.read_config(self.source, part) for part in ("unet", "vae"))
+        check_memory(unet, vae, size, batch=batch, device=self.device, dtype=self.dtype)
+
+
+def _check_unchanged(run: Run, job: Job) -> None:
+    """Raise WeightsError where a weight file was changed between planning and loading."""
+    nets = [entry["weights"] for entry in run.recipe["controls"]]
+    if run.recipe["weights"] != job.picture["weights"] or nets != [
+        c["weights"] for c in job.picture["controls"]
+    ]:
+        raise WeightsError(f"{run.recipe['model']}: a weight file was changed while it was read: run again")
+
+
+def _silent(line: str) -> None:
+    """Say nothing: it is said when the hint is made for good."""
