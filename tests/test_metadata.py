@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rawdiff.geometry import format_size, parse_size
+from rawdiff.images.depth import read_depth
 from scripts.embedded.captions import FLOOR_WORDS, SHAPE_WORDS, SKY_WORDS
 from scripts.embedded.palette import COLOURS
 from scripts.embedded.world import Scenes, render
@@ -55,6 +56,9 @@ def test_manifest_is_whole(name: str) -> None:
         assert not relative.is_absolute()
         assert ".." not in relative.parts
         values = load(METADATA / relative)
+        read = read_depth(METADATA / relative)
+        assert read.policy in ("full", "unit"), "needs a range to be understood"
+        assert np.abs(read.values - values).max() < 1e-7
         height, width = parse_size(str(entry["size"]))  # refuses what is no multiple of 8
         assert values.shape[1] * height == values.shape[0] * width, (
             "the map has another aspect than the picture"
