@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rawdiff.errors import NonFiniteError
+from rawdiff.images import Say, say_on_stderr
 from rawdiff.nets import vae as nets_vae
 from rawdiff.probes import NO_PROBE, ProbeLike
 
@@ -17,9 +17,7 @@ __all__ = ["decode"]
 
 
 @torch.no_grad()
-def decode(
-    vae: Any, latents: Tensor, *, say: Callable[[str], None] = print, probe: ProbeLike = NO_PROBE
-) -> Tensor:
+def decode(vae: Any, latents: Tensor, *, say: Say = say_on_stderr, probe: ProbeLike = NO_PROBE) -> Tensor:
     """Pictures [B,3,8h,8w] in the VAE's dtype, about -1..1, of latents [B,4,h,w], one at a time.
 
     NaN or Inf in half precision: decoded once more in fp32, and said. NonFiniteError if that does not help.

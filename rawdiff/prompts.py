@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rawdiff.errors import UsageError
+from rawdiff.images import Say, say_on_stderr
 from rawdiff.nets import text
 from rawdiff.probes import NO_PROBE, ProbeLike
 
@@ -30,7 +31,7 @@ def check_prompt(prompt: object) -> str:
     return prompt
 
 
-def tokenize(tokenizer: Any, prompts: Sequence[str], length: int, say: Callable[[str], None]) -> Tensor:
+def tokenize(tokenizer: Any, prompts: Sequence[str], length: int, say: Say) -> Tensor:
     """Token numbers [N,length] int64, padded; what does not fit is cut, and `say` is told what."""
     rows = []
     for prompt in prompts:
@@ -51,7 +52,7 @@ def encode_prompts(
     prompts: Sequence[str],
     *,
     clip_skip: int = 0,
-    say: Callable[[str], None] = print,
+    say: Say = say_on_stderr,
     probe: ProbeLike = NO_PROBE,
 ) -> Tensor:
     """Contexts [N,T,D] of `prompts` in the encoder's dtype; the same text is encoded once.

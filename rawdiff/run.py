@@ -84,7 +84,8 @@ class Run:
 
     def __next__(self) -> Step:
         if self._step is not None:
-            self._state, self._x0, self._step = self._step.state, None, None
+            self._state, self._x0 = self._step.state, self._step.peek_x0()
+            self._step = None
         if self._loop is None:
             self._loop = denoise(
                 self._state,

@@ -141,13 +141,23 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Saved:
 
 
 def check_same(path: str | Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Raise InputError, naming the entries, unless a saved recipe says what `expected` says."""
+    """Raise InputError, naming the entries, unless a saved recipe says what `expected` says.
+
+    The model's name may differ: what it is, its weights' hashes say.
+    """
     expected = json.loads(json.dumps(dict(expected)))
-    different = [key for key in sorted({*found, *expected}) if found.get(key) != expected.get(key)]
+    keys = sorted({*found, *expected} - {"model"})
+    different = [key for key in keys if found.get(key) != expected.get(key)]
     if different:
-        key = different[0]
-        values = f"{str(found.get(key))[:80]} in the file, {str(expected.get(key))[:80]} now"
-        raise InputError(f"{path}: saved with another {' and '.join(different)} ({key}: {values})")
+        values = _difference(different[0], found.get(different[0]), expected.get(different[0]))
+        raise InputError(f"{path}: the saved run differs in {' and '.join(different)}: {values}")
+
+
+def _difference(name: str, found: Any, expected: Any) -> str:
+    if isinstance(found, dict) and isinstance(expected, dict):
+        key = min(key for key in {*found, *expected} if found.get(key) != expected.get(key))
+        return _difference(f"{name} {key}", found.get(key), expected.get(key))
+    return f"{name} is {str(found)[:80]} in the file and {str(expected)[:80]} now"
 
 
 def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
