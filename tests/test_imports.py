@@ -13,10 +13,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "rawdiff"
 
 ORDER = [
-    "version", "errors", "geometry", "memory", "request", "probes", "noise", "sampler", "conditions", "plan", "state",
-    "nets", "graphs", "predict", "step", "loop", "weights", "images", "controls", "prompts", "arguments", "decode",
-    "saved", "recipe", "remake", "run", "parts", "model", "jobs", "output", "preview", "generate", "study", "cli",
-    "__main__",
+    "version", "errors", "geometry", "probes", "noise", "sampler", "conditions", "plan", "state", "nets", "graphs",
+    "predict", "step", "loop", "weights", "images", "controls", "prompts", "arguments", "decode", "saved", "recipe",
+    "run", "parts", "model", "jobs", "study", "cli", "__main__",
 ]  # fmt: skip
 """A module imports from those before it. `rawdiff/__init__.py` is beside the order: it looks names up lazily."""
 
