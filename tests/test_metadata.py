@@ -12,8 +12,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from rawdiff.errors import UsageError
 from rawdiff.geometry import format_size, parse_size
 from rawdiff.images.depth import read_depth
+from rawdiff.jobs.manifest import read_manifest
 from scripts.embedded.captions import FLOOR_WORDS, SHAPE_WORDS, SKY_WORDS
 from scripts.embedded.palette import COLOURS
 from scripts.embedded.world import Scenes, render
@@ -46,6 +48,7 @@ def load(path: Path) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_manifest_is_whole(name: str) -> None:
+    assert [item for item in read_manifest(METADATA / name) if isinstance(item.request, UsageError)] == []
     for entry in entries(name):
         assert (
             {"prompt", "depth", "size", "seed"}
