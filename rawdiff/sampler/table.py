@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -106,8 +105,12 @@ class _Source:
         self, scheduler: Any, begin: int, arguments: Mapping[str, Any], as_diffusers: bool, name: str | None
     ) -> None:
         self.scheduler = copy.deepcopy(scheduler)
-        if hasattr(scheduler, "get_lms_coefficient"):  # quadrature, 5 ms each, and asked for thrice
-            self.scheduler.get_lms_coefficient = cache(self.scheduler.get_lms_coefficient)
+        if hasattr(
+            scheduler, "get_lms_coefficient"
+        ):  # quadrature over fp32 tensors: 20 ms a row; over floats 1
+            floats = copy.copy(self.scheduler)
+            floats.sigmas = self.scheduler.sigmas.tolist()
+            self.scheduler.get_lms_coefficient = floats.get_lms_coefficient
         self.begin = begin
         self.arguments = dict(arguments)
         self.as_diffusers = as_diffusers
@@ -126,7 +129,7 @@ class _Source:
         source.begin = self.begin if begin is None else begin
         drive = source.drive()
         kind = prediction_type(self.scheduler)
-        found = probe(source.drive)
+        found = probe(drive)
         count = len(found.t)
         sizes = np.array([np.hypot(*pair) for pair in found.level] + [1.0])
         sizes[~np.isfinite(sizes)] = 1.0
