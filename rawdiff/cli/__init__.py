@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Terminated:
             console.say("terminated; nothing half-written is left")
             return TERMINATED
-        except BrokenPipeError:
+        except (BrokenPipeError, SystemExit):  # typer makes the second of the first
             with open(os.devnull, "w") as nothing:  # noqa: PTH123 (the interpreter flushes once more at its end)
                 os.dup2(nothing.fileno(), sys.stdout.fileno())
             code = _fail(ResourceError("standard output was closed before everything was written"), console)
@@ -75,7 +75,7 @@ def _run(argv: Sequence[str] | None, console: Console) -> int:
         return error.exit_code
     except RawdiffError as error:
         return _fail(error, console)
-    except (BrokenPipeError, KeyboardInterrupt):
+    except BrokenPipeError:
         raise
     except Exception as error:
         if console.debug:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rawdiff.run import Run
     from rawdiff.step import Step
 
-__all__ = ["Console", "Progress", "Terminated", "print_timings", "read_prompt"]
+__all__ = ["Console", "Progress", "Terminated", "print_timings", "printable", "read_prompt"]
 
 MAX_PROMPT_BYTES = 2**20
 BAR = 24
@@ -24,6 +24,11 @@ BAR = 24
 
 class Terminated(BaseException):
     """SIGTERM arrived; like KeyboardInterrupt, no handler of errors may take it for one."""
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with line ends and control characters shown, not obeyed."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class Console:
@@ -40,9 +45,9 @@ class Console:
         return self.stream.isatty()
 
     def say(self, line: str) -> None:
-        """One line, whatever `line` holds: line ends and control characters are shown, not obeyed."""
+        """One line, whatever `line` holds."""
         self.clear()
-        print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line), file=self.stream, flush=True)
+        print(printable(line), file=self.stream, flush=True)
 
     def bar(self, text: str) -> None:
         """Show `text` in place of the last bar."""

@@ -106,6 +106,8 @@ class Workshop:
         seeds = check_seeds(random_seed(count) if request.seed is None else request.seed, count)
         asked = request.resolved()
         nets = [self.net(control.kind) for control in asked]
+        for kind in self._named:  # one that no map is for, too: it may be mistyped
+            self.net(kind)
         self._check_clip_skip(request.clip_skip or 0)
         with self.probe("plan", host=True):
             with self.probe("maps", host=True):
@@ -150,10 +152,9 @@ class Workshop:
         """The model with its weights, loaded when it is first asked for, which is said."""
         if self._model is None:
             self.say(self.describe())
-            nets = {**self._nets, **{kind: self.net(kind) for kind in self._named}}
             place: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "offline": self._offline}
             source: Any = self.source
-            self._model = load(source, nets=nets, say=self.say, probe=self.probe, **place)
+            self._model = load(source, nets=self._nets, say=self.say, probe=self.probe, **place)
         return self._model
 
     def draw(self, job: Job, *, batch: int = 1, watchers: Sequence[Watcher] = ()) -> Iterator[Drawn]:

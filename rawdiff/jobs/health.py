@@ -1,0 +1,129 @@
+"""Whether this machine can draw, and what it has: a list of findings."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from rawdiff import images, weights
+from rawdiff.errors import RawdiffError, ResourceError
+from rawdiff.images.opencv import opencv
+from rawdiff.jobs.memory import free_bytes
+from rawdiff.jobs.output import OUTPUT_FOLDER
+from rawdiff.jobs.workshop import MODEL_VARIABLE
+from rawdiff.parts import PARTS
+from rawdiff.version import __version__
+
+__all__ = ["Finding", "check_all", "worst"]
+
+PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "huggingface-hub", "numpy", "pillow")
+EXTRAS = {"scipy": "lms, beta spacing, dpm++ sde", "torchsde": "dpm++ sde"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at."""
+
+    name: str
+    state: Literal["ok", "note", "fault"]
+    text: str
+    error: RawdiffError | None = None
+
+
+def check_all(model: str | None = None, folder: str | Path = OUTPUT_FOLDER) -> Iterator[Finding]:
+    """Look at everything that drawing needs; a fault is found, not raised."""
+    yield Finding("rawdiff", "ok", f"{__version__} from {Path(__file__).resolve().parent.parent}")
+    yield Finding("python", "ok", f"{platform.python_version()} on {platform.platform()}")
+    for name in PACKAGES:
+        yield _checked(name, lambda name=name: metadata.version(name))  # type: ignore[misc]
+    yield _checked("opencv", lambda: f"{opencv().__version__}, for edges and unusual files")
+    for name, use in EXTRAS.items():
+        yield _extra(name, use)
+    yield from _devices()
+    yield _checked("output", lambda: _writable(Path(folder)))
+    yield from _model("embedded model", None)
+    named = os.environ.get(MODEL_VARIABLE) if model is None else model
+    if named is not None:
+        yield from _model("--model" if model is not None else MODEL_VARIABLE, named)
+
+
+def worst(findings: list[Finding]) -> RawdiffError | None:
+    """The error that the findings amount to."""
+    faults = [finding for finding in findings if finding.state == "fault"]
+    if not faults:
+        return None
+    kind = type(faults[0].error) if faults[0].error is not None else ResourceError
+    return kind(
+        f"{len(faults)} of {len(findings)} checks failed: {', '.join(fault.name for fault in faults)}"
+    )
+
+
+def _checked(name: str, check: Callable[[], str]) -> Finding:
+    try:
+        return Finding(name, "ok", check())
+    except RawdiffError as error:
+        return Finding(name, "fault", str(error), error)
+    except metadata.PackageNotFoundError:
+        return Finding(name, "fault", "is not installed: pip install rawdiff", ResourceError())
+
+
+def _extra(name: str, use: str) -> Finding:
+    try:
+        importlib.import_module(name)
+        return Finding(name, "ok", f"{metadata.version(name)}, for {use}")
+    except ImportError:
+        return Finding(name, "note", f"is not installed: {use} need it (pip install 'rawdiff[samplers]')")
+
+
+def _devices() -> Iterator[Finding]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    free = free_bytes(torch.device("cpu"))
+    memory = "" if free is None else f", {free / 2**30:.1f} GiB of memory free"
+    yield Finding("cpu", "ok", f"{torch.get_num_threads()} threads on {cores} cores{memory}")
+    if not torch.cuda.is_available():
+        yield Finding("gpu", "note", "none that torch can use; pictures are drawn on the CPU")
+        return
+    for k in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(k)
+        yield Finding(f"gpu {k}", "ok", f"{facts.name}, {facts.total_memory / 2**30:.1f} GiB")
+
+
+def _writable(folder: Path) -> str:
+    is_new = not folder.exists()
+    images.check_writable(folder)
+    if is_new:
+        folder.rmdir()
+    return f"{folder} takes files"
+
+
+def _model(name: str, model: str | None) -> Iterator[Finding]:
+    """Every part opened and filled as for drawing, on the CPU, and the hashes of its files."""
+    try:
+        source = weights.open_source(model)
+        defaults = weights.read_defaults(source)
+        for load in (weights.load_unet, weights.load_vae, weights.load_text_encoder):
+            load(source, device="cpu")
+        weights.load_tokenizer(source)
+        weights.load_scheduler(source)
+        digests = weights.hashes(source, *PARTS)
+        for net in defaults.controls.values():
+            if isinstance(net, weights.Source):
+                weights.load_controlnet(net, device="cpu")
+                digests |= weights.hashes(net, "controlnet")
+    except RawdiffError as error:
+        yield Finding(name, "fault", str(error), error)
+        return
+    kinds = ", ".join(defaults.controls) or "none"
+    height, width = defaults.native_size
+    yield Finding(name, "ok", f"{defaults.name}, {width}x{height}, controls: {kinds}; every tensor is there")
+    for file, digest in digests.items():
+        if not file.endswith(".json"):
+            yield Finding(f"  {file}", "ok", digest)

@@ -1,0 +1,96 @@
+"""What a picture says of itself: its recipe, whether that is intact, and whether its inputs are still there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rawdiff import images, recipe
+from rawdiff.errors import InputError
+from rawdiff.geometry import format_size
+
+__all__ = ["inspect", "lines"]
+
+
+def inspect(path: str | Path) -> dict[str, Any]:
+    """The recipe of a PNG, or the `parameters` of another program's, as plain values; InputError for neither.
+
+    `recipe` or `parameters` is None; `pixels` is "whole" or what is wrong with them; `inputs` tells of each map
+    whether it is "the same", "changed" or "not there", seen from here or beside the picture.
+    """
+    path = Path(path)
+    texts = images.read_text(path)
+    found: dict[str, Any] = {"path": str(path), "pixels": _pixels(path), "recipe": None, "parameters": None}
+    if "rawdiff" in texts or "parameters" not in texts:
+        found["recipe"] = read = recipe.read(path)
+        found["inputs"] = [
+            {"path": name, "sha256": control["sha256"], "now": _input(name, control["sha256"], path.parent)}
+            for name, control in zip(read["made"]["inputs"], read["picture"]["controls"], strict=True)
+        ]
+    else:
+        found["parameters"] = recipe.parse_parameters(texts["parameters"])
+    return found
+
+
+def lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """The same for a person."""
+    pairs: list[tuple[str, Any]] = [("pixels", found["pixels"])]
+    if found["recipe"] is None:
+        pairs += found["parameters"].items()
+        pairs.append(("made by", "another program: no recipe to make it again from"))
+    else:
+        pairs += _recipe_pairs(found["recipe"], found["inputs"])
+    width = max(len(name) for name, _ in pairs)
+    yield found["path"]
+    for name, value in pairs:
+        for k, line in enumerate(str(value).split("\n")):
+            yield f"  {name if k == 0 else '':<{width}}  {line}"
+
+
+def _recipe_pairs(read: Mapping[str, Any], inputs: list[dict[str, str]]) -> Iterator[tuple[str, Any]]:
+    picture, made = read["picture"], read["made"]
+    sampler, size = picture["sampler"], picture["size"]
+    yield "id", read["id"]
+    yield "prompt", picture["prompt"]
+    if picture["negative"]:
+        yield "negative", picture["negative"]
+    yield "size", format_size((size[0], size[1]))
+    yield "seed", picture["seed"]
+    schedule = next(
+        (f"{name} {sampler[name]}" for name in ("timesteps", "sigmas") if sampler[name] is not None), ""
+    )
+    yield "sampler", made["sampler"] or f"the model's own, {sampler['class']}"
+    yield "steps", schedule or sampler["steps"]
+    for name in ("guidance", "rescale", "clip_skip", "guess"):
+        if picture[name] or name == "guidance":
+            yield name.replace("_", " "), picture[name]
+    if sampler["eta"]:
+        yield "eta", sampler["eta"]
+    for control, given in zip(picture["controls"], inputs, strict=True):
+        made_of = ", made from it" if control["derive"] else ""
+        window = f"weight {control['weight']:g}, {control['start']:g}-{control['end']:g}{made_of}"
+        yield control["kind"], f"{given['path']} ({given['now']}), {window}"
+    model = made["model"]
+    yield "model", model["name"] + (f" at {model['revision']}" if model["revision"] else "")
+    versions = ", ".join(f"{name} {made[name]}" for name in ("rawdiff", "torch", "diffusers", "transformers"))
+    yield "made by", f"{versions}; {picture['dtype']} on {made['device']}"
+
+
+def _pixels(path: Path) -> str:
+    try:
+        height, width = images.open_source(path).size
+    except InputError as error:
+        return f"damaged: {error}"
+    return f"whole, {format_size((height, width))}"
+
+
+def _input(name: str, sha256: str, beside: Path) -> str:
+    places = [place for place in (Path(name), beside / name, beside / Path(name).name) if place.is_file()]
+    for place in places:
+        try:
+            if images.open_source(place).sha256 == sha256:
+                return "the same"
+        except InputError:
+            continue
+    return "changed" if places else "not there"
