@@ -10,7 +10,16 @@ import re
 
 from rawdiff.errors import SizeError
 
-__all__ = ["FACTOR", "MAX_SIDE_PX", "Size", "check_size", "format_size", "latent_size", "parse_size", "size_like"]
+__all__ = [
+    "FACTOR",
+    "MAX_SIDE_PX",
+    "Size",
+    "check_size",
+    "format_size",
+    "latent_size",
+    "parse_size",
+    "size_like",
+]
 
 FACTOR = 8
 """Pixels per latent along a side, for every Stable Diffusion VAE."""
@@ -32,7 +41,9 @@ def check_size(size: Size, factor: int = FACTOR) -> Size:
     height, width = size
     for side in (height, width):
         if isinstance(side, bool) or not isinstance(side, int):
-            raise SizeError(f"size {height!r}, {width!r}: expected two whole numbers, (height, width) in pixels")
+            raise SizeError(
+                f"size {height!r}, {width!r}: expected two whole numbers, (height, width) in pixels"
+            )
     if min(size) < factor or max(size) > MAX_SIDE_PX:
         raise SizeError(
             f"size {format_size(size)}: each side must lie between {factor} and {MAX_SIDE_PX} pixels"
@@ -74,9 +85,7 @@ def size_like(shape: Size, area: Size, factor: int = FACTOR) -> Size:
     rows = max(1, round(height * scale / factor))
     columns = max(1, round(width * scale / factor))
     candidates = [
-        (r, c)
-        for r in range(max(1, rows - 1), rows + 2)
-        for c in range(max(1, columns - 1), columns + 2)
+        (r, c) for r in range(max(1, rows - 1), rows + 2) for c in range(max(1, columns - 1), columns + 2)
     ]
     aspect = math.log(width / height)
     r, c = min(
