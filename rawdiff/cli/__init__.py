@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None, console: Console) -> int:
     import typer
-    from typer._click.exceptions import ClickException
+    from typer.exceptions import TyperException
 
     from rawdiff.cli.app import app
 
@@ -68,7 +68,7 @@ def _run(argv: Sequence[str] | None, console: Console) -> int:
         return code if isinstance(code, int) else 0
     except typer.Abort:
         return INTERRUPTED
-    except ClickException as error:
+    except TyperException as error:
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "rawdiff"
         console.say(f"error: {error.format_message().rstrip('.')}; see {path} --help")

@@ -11,6 +11,7 @@ then: a batch sees what it has already drawn without loading a network.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
@@ -235,7 +236,7 @@ class Workshop:
         schedule: dict[str, Any] = {n: getattr(request, n) for n in ("steps", "timesteps", "sigmas")}
         sampler, spec = build_sampler(name, own, **schedule, eta=float(request.eta or 0.0))
         scheduler = own if name is None else scheduler_from_name(name, own.config)
-        config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+        config = {key: _plain(value) for key, value in scheduler.config.items() if not key.startswith("_")}
         schedule = {n: spec[n] for n in ("steps", "timesteps", "sigmas", "eta")}
         return sampler, {"class": type(scheduler).__name__, "config": config, **schedule}
 
@@ -262,6 +263,13 @@ class Workshop:
     def _check_memory(self, size: Size, batch: int) -> None:
         unet, vae = (weights.read_config(self.source, part) for part in ("unet", "vae"))
         check_memory(unet, vae, size, batch=batch, device=self.device, dtype=self.dtype)
+
+
+def _plain(value: Any) -> Any:
+    """A config's value as JSON knows it: infinities (`lambda_min_clipped`) become words."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def _check_unchanged(run: Run, job: Job) -> None:
