@@ -8,6 +8,7 @@ learns beside it: it is shown to 65% of the pictures, the others are trained wit
 itself. Captions are drawn anew each time; pictures are mirrored half of the time, captions and all. Every tenth of
 the way a checkpoint, a snapshot of the averaged weights in the diffusers layout and a sheet of samples go to the
 work folder.
+With `torchrun --nproc-per-node 2` two processes of one thread share the work (see training.Team).
 `--resume` goes on from the checkpoint, or from the committed weights where there is none.
 """
 
@@ -29,6 +30,7 @@ from scripts.embedded.training import (
     ASSETS,
     Average,
     Progress,
+    Team,
     cosine,
     default_device,
     load_state,
@@ -59,8 +61,9 @@ MIXED = [
     ("mix256", 0.14, 8),
     ("mix384", 0.12, 5),
     ("mix256t", 0.08, 5),
-    ("vae768", 0.11, 1),
-    ("vae512", 0.05, 1),
+    ("vae768", 0.04, 1),
+    ("big768", 0.07, 1),
+    ("big512", 0.05, 1),
 ]
 
 
@@ -108,6 +111,8 @@ def main() -> None:
     parser.add_argument("--phase", choices=("native", "mixed"), default="native")
     parser.add_argument("--minutes", type=float, default=40)
     parser.add_argument("--rate", type=float, default=1.5e-3)
+    parser.add_argument("--floor", type=float, default=0.02, help="the last learning rate over the first")
+    parser.add_argument("--install", action="store_true", help="write the result into the package")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -115,7 +120,8 @@ def main() -> None:
     )
     parser.add_argument("--from", dest="source", type=Path, help="start from this model folder's weights")
     args = parser.parse_args()
-    torch.manual_seed(args.seed)
+    team = Team()
+    torch.manual_seed(args.seed)  # the same weights for all to start with
     torch.set_num_threads(args.threads)
     device, work = default_device(), work_folder()
     from diffusers import AutoencoderKL
@@ -140,13 +146,13 @@ def main() -> None:
     optimizer = torch.optim.AdamW(parameters, lr=args.rate, betas=(0.9, 0.99), weight_decay=0.01)
     average = Average(live.values(), 0.9993)
     objective = Objective(live, device)
-    batches = Batches(
-        MIXED if mixed else NATIVE,
-        vae,
-        load_tokenizer(),
-        device,
-        args.seed + (state["index"] if state else 0),
-    )
+    seed = args.seed + (state["index"] if state else 0)
+    torch.manual_seed(seed * 64 + team.rank)
+    banks = MIXED if mixed else NATIVE
+    for turn in range(2):  # the first encodes what has not been encoded yet, the others read it
+        if team.leads == (turn == 0):
+            batches = Batches(banks, vae, load_tokenizer(), device, seed, team.rank)
+        team.agree(0.0)
     progress = Progress(args.phase, args.minutes)
     index = saved = 0
     if state is not None:
@@ -156,11 +162,10 @@ def main() -> None:
         progress.start -= state["seconds"]
         saved = int(progress.done * 10)
     seen = 0
-    while progress.done < 1:
-        done = progress.done
+    while (done := team.agree(progress.done)) < 1:
         x0, tokens, hint = batches.draw()
         for group in optimizer.param_groups:
-            group["lr"] = args.rate * cosine(done)
+            group["lr"] = args.rate * cosine(done, floor=args.floor)
         with (
             torch.autocast(device.type, torch.bfloat16) if device.type == "cpu" else contextlib.nullcontext()
         ):
@@ -168,10 +173,13 @@ def main() -> None:
             loss = objective(x0, tokens, hint if show else None)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        team.average(parameters)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         average.update()
-        index, seen = index + 1, seen + len(x0)
+        index, seen = index + 1, seen + len(x0) * team.size
+        if not team.leads:
+            continue
         progress.step(index, loss.detach(), f"{seen} pictures")
         if int(progress.done * 10) > saved:
             saved = int(progress.done * 10)
@@ -188,8 +196,12 @@ def main() -> None:
             average.swap()
             if progress.done < 1 and saved % 3 == 0:
                 _sheet(work / "solids", work / f"{args.phase}-{saved}.png")
+    if not team.leads:
+        return
     average.swap()
     write_model(live, work / "solids")
+    if args.install:
+        write_model(live, ASSETS)
     print(f"{args.phase}: {index} steps, {seen} pictures in this run; weights in {work / 'solids'}")
 
 

@@ -77,17 +77,19 @@ class Batches:
         tokenizer: object,
         device: torch.device,
         seed: int,
+        rank: int = 0,
     ) -> None:
         self.banks = [encoded(name, vae, device) for name, _, _ in plan]
         self.shares = torch.tensor([share for _, share, _ in plan])
         self.sizes = [batch for _, _, batch in plan]
         self.tokenizer, self.device = tokenizer, device
-        self.g = torch.Generator().manual_seed(seed)
-        self.rng = random.Random(seed)
+        self.choice = torch.Generator().manual_seed(seed)  # the same bank for a whole team
+        self.g = torch.Generator().manual_seed(seed * 64 + rank)
+        self.rng = random.Random(seed * 64 + rank)
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:
         """x0 [B,4,h,w], token ids [B,77] and depth hints [B,3,8h,8w] in 0..1."""
-        which = int(torch.multinomial(self.shares, 1, generator=self.g))
+        which = int(torch.multinomial(self.shares, 1, generator=self.choice))
         bank, count = self.banks[which], self.sizes[which]
         rows = torch.randint(len(bank.latents), (count,), generator=self.g)
         turned = torch.randint(2, (count,), generator=self.g)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from PIL import Image
 from torch import Tensor, nn
 
@@ -68,6 +69,45 @@ class Average:
             kept = live.detach().clone()
             live.copy_(mean)
             mean.copy_(kept)
+
+
+class Team:
+    """Processes that train together: each on its own batch and thread, with gradients averaged between them.
+
+    On few cores this is nearly twice as fast as one process with two threads. Started by
+    `torchrun --nproc-per-node 2 -m scripts.embedded.base ...`; without torchrun a team of one.
+    """
+
+    def __init__(self) -> None:
+        self.size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0"))
+        if self.size > 1:
+            dist.init_process_group("gloo")
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    @torch.no_grad()
+    def average(self, parameters: list[nn.Parameter]) -> None:
+        """Make every process's gradients the mean of all; one without a gradient counts as zero."""
+        if self.size == 1:
+            return
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+        dist.all_reduce(flat)
+        flat /= self.size
+        at = 0
+        for p in parameters:
+            p.grad = flat[at : at + p.numel()].view_as(p)
+            at += p.numel()
+
+    def agree(self, value: float) -> float:
+        """The first process's value, for all."""
+        if self.size == 1:
+            return value
+        held = torch.tensor([value], dtype=torch.float64)
+        dist.broadcast(held, 0)
+        return float(held)
 
 
 class Progress:
