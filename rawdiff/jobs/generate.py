@@ -76,20 +76,18 @@ def generate(
         beside = None if again is None else again.path.parent
         job = workshop.plan(request, batch=settings.batch, beside=beside)
         if again is not None:
-            changed = check_weights(
-                again, job.recipe(0)["picture"], other_model=other_model, other_nets=other_nets
-            )
+            picture = job.recipe(0)["picture"]
+            changed = check_weights(again, picture, other_model=other_model, other_nets=other_nets)
             if changed:
-                say(
-                    f"not the same as {again.path} in {', '.join(changed[:6])}{' ...' if len(changed) > 6 else ''}"
-                )
+                more = " ..." if len(changed) > 6 else ""
+                say(f"not the same as {again.path} in {', '.join(changed[:6])}{more}")
+        if output is not None:
+            say(job.describe())
+            _draw(workshop, job, output, settings, watchers, say, done)
     except BaseException:
         if output is not None:
             output.abandon()
         raise
-    if output is not None:
-        say(job.describe())
-        _draw(workshop, job, output, settings, watchers, say, done)
     return Finished(job, probe if isinstance(probe, Probe) else None)
 
 
