@@ -45,7 +45,7 @@ setup() {  # [dev]
     make_venv
     rm -f "$stamps-base" "$stamps-dev"
     (cd "$ROOT" && "$PYTHON" -m pip install --quiet --quiet --disable-pip-version-check --no-input \
-        -c constraints.txt -e ".${extra:+[$extra]}" >&2) ||
+        -c constraints.txt --config-settings editable_mode=compat -e ".${extra:+[$extra]}" >&2) ||
         fail "pip could not install rawdiff (its reason stands above): mend that and run this again"
     printf '%s\n' "$wanted" >"$stamps-${extra:-base}"
 }

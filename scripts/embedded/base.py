@@ -3,7 +3,7 @@
     python -m scripts.embedded.base --phase native --minutes 40     # text encoder and UNet on 128x128
     python -m scripts.embedded.base --phase mixed --minutes 40      # with the depth ControlNet, on all sizes
 
-Native: epsilon prediction, 10% empty captions. Mixed: the ControlNet starts as a copy of the UNet's encoder and
+Native: v prediction, 10% empty captions. Mixed: the ControlNet starts as a copy of the UNet's encoder and
 learns beside it: it is shown to 65% of the pictures, the others are trained without, so that the UNet stays whole by
 itself. Captions are drawn anew each time; pictures are mirrored half of the time, captions and all. Every tenth of
 the way a checkpoint, a snapshot of the averaged weights in the diffusers layout and a sheet of samples go to the
@@ -76,7 +76,11 @@ def build() -> dict[str, nn.Module]:
 
 
 class Objective:
-    """The loss of one batch: the error of the noise predicted at random timesteps."""
+    """The loss of one batch: the error of v at random timesteps (Salimans and Ho 2022, arXiv 2202.00512).
+
+    Predicting v rather than the noise decides what is large, the sky and its brightness, where a small network
+    that predicts noise leaves it to chance.
+    """
 
     def __init__(self, modules: dict[str, nn.Module], device: torch.device) -> None:
         self.modules, self.device = modules, device
@@ -101,7 +105,8 @@ class Objective:
                 "mid_block_additional_residual": mid * shown,
             }
         out = self.modules["unet"](x, t, context, **residuals).sample
-        return F.mse_loss(out.float(), eps)
+        v = a.sqrt() * eps - (1 - a).sqrt() * x0
+        return F.mse_loss(out.float(), v)
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ def write_model(modules: dict[str, nn.Module], folder: Path) -> None:
         "_diffusers_version": "0.42.1",
         **SCHEDULE,
         "clip_sample": False,
-        "prediction_type": "epsilon",
+        "prediction_type": "v_prediction",
         "set_alpha_to_one": False,
         "skip_prk_steps": True,
         "steps_offset": 1,
