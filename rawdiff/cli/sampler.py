@@ -25,7 +25,7 @@ def sampler(
     context: typer.Context,
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="Such as ddim; default: the model's own. None: all names."),
+        typer.Argument(metavar="NAME", help="Such as ddim; default is the model's own. Without: all names."),
     ] = None,
     steps: Annotated[int | None, typer.Option(metavar="N", help="Steps; 20.")] = None,
     timesteps: Annotated[
