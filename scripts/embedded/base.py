@@ -4,7 +4,7 @@
     python -m scripts.embedded.base --phase mixed --minutes 40      # with the depth ControlNet, on all sizes
 
 Native: v prediction, 10% empty captions. Mixed: the ControlNet starts as a copy of the UNet's encoder and
-learns beside it: it is shown to 65% of the pictures, the others are trained without, so that the UNet stays whole by
+learns beside it: it is shown to 75% of the pictures, the others are trained without, so that the UNet stays whole by
 itself. Captions are drawn anew each time; pictures are mirrored half of the time, captions and all. Every tenth of
 the way a checkpoint, a snapshot of the averaged weights in the diffusers layout and a sheet of samples go to the
 work folder.
@@ -51,8 +51,10 @@ UNET = {
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
 }
 CONDITIONING = (8, 16, 32, 64)
-OFFSET = 0.08  # noise with a little of its own mean, so that large pictures do not read their brightness off the noise
-HINTED = 0.65
+OFFSET = 0.4  # noise with a mean of its own, so that whether it is night is read from the words and not off the noise
+EARLY = 0.4  # the share of timesteps from the noisiest tenth, where the words decide the whole
+WORDS = 3.0  # the text encoder learns this much faster than the rest
+HINTED = 0.75
 
 # bank, share of the steps, batch: every step costs about as much
 NATIVE = [("unet128", 1.0, 32)]
@@ -65,6 +67,21 @@ MIXED = [
     ("big768", 0.07, 1),
     ("big512", 0.05, 1),
 ]
+
+
+@torch.no_grad()
+def awaken(net: nn.Module) -> None:
+    """Give a new ControlNet's hint a way in: the variance kept from layer to layer, the last convolution at zero.
+
+    As diffusers initialises it, a hint fades to a ten-thousandth on its way through eight convolutions, and
+    learning to see it takes longer than all the rest.
+    """
+    embedding = net.controlnet_cond_embedding
+    for convolution in (embedding.conv_in, *embedding.blocks):
+        nn.init.normal_(convolution.weight, std=1.8 / convolution.weight[0].numel() ** 0.5)
+        nn.init.zeros_(convolution.bias)
+    nn.init.zeros_(embedding.conv_out.weight)
+    nn.init.zeros_(embedding.conv_out.bias)
 
 
 def build() -> dict[str, nn.Module]:
@@ -90,6 +107,8 @@ class Objective:
     def __call__(self, x0: Tensor, tokens: Tensor, hint: Tensor | None) -> Tensor:
         count = len(x0)
         t = torch.randint(1000, (count,), device=self.device)
+        early = torch.rand(count, device=self.device) < EARLY
+        t = torch.where(early, 900 + t // 10, t)
         eps = torch.randn_like(x0) + OFFSET * torch.randn(count, 4, 1, 1, device=self.device)
         a = self.alpha_bar[t].view(-1, 1, 1, 1)
         x = a.sqrt() * x0 + (1 - a).sqrt() * eps
@@ -146,9 +165,12 @@ def main() -> None:
             modules["controlnet_depth"] = type(modules["controlnet_depth"]).from_unet(
                 modules["unet"], conditioning_embedding_out_channels=CONDITIONING
             )
+            awaken(modules["controlnet_depth"])
     live = {name: m.to(device).train() for name, m in modules.items() if mixed or name != "controlnet_depth"}
     parameters = [p for m in live.values() for p in m.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=args.rate, betas=(0.9, 0.99), weight_decay=0.01)
+    words = [p for name, m in live.items() if name == "text_encoder" for p in m.parameters()]
+    groups = [{"params": words, "scale": WORDS}, {"params": parameters[len(words) :], "scale": 1.0}]
+    optimizer = torch.optim.AdamW(groups, lr=args.rate, betas=(0.9, 0.99), weight_decay=0.01)
     average = Average(live.values(), 0.9993)
     objective = Objective(live, device)
     seed = args.seed + (state["index"] if state else 0)
@@ -170,7 +192,7 @@ def main() -> None:
     while (done := team.agree(progress.done)) < 1:
         x0, tokens, hint = batches.draw()
         for group in optimizer.param_groups:
-            group["lr"] = args.rate * cosine(done, floor=args.floor)
+            group["lr"] = args.rate * group["scale"] * cosine(done, floor=args.floor)
         with (
             torch.autocast(device.type, torch.bfloat16) if device.type == "cpu" else contextlib.nullcontext()
         ):
