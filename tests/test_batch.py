@@ -20,6 +20,7 @@ from rawdiff.errors import InputError, UsageError
 from rawdiff.jobs import batch as batches
 from rawdiff.jobs import workshop
 from rawdiff.jobs.manifest import KEYS, read_manifest
+from rawdiff.jobs.place import Place
 from rawdiff.run import Run
 from tests.cli_run import Result, all_files, blank, depth_map, pixels, rawdiff
 from tests.small_models import small_folder
@@ -364,7 +365,7 @@ def test_paths_are_relative_to_the_manifest(here: Path) -> None:
         (b'{"prompt": "a"} {}', "m.jsonl:1: not valid JSON"),
         (b'["a"]', "m.jsonl:1: a JSON list; expected an object"),
         (b'{"prompt": "a", "guidance": NaN}', "m.jsonl:1: not valid JSON (NaN is not JSON)"),
-        (b'{"prompt": "a", "prompt": "b"}', "m.jsonl:1: not valid JSON (a key occurs twice)"),
+        (b'{"prompt": "a", "prompt": "b"}', "m.jsonl:1: not valid JSON ('prompt': a key occurs twice)"),
         (b'{"prompt": "a", "clip-skip": 1, "clip_skip": 1}', "a key occurs twice, with a dash and with an underscore"),
         (b'{"prompt": "a", "setps": 3}', "unknown key 'setps'; did you mean steps?"),
         (b'{"prompt": "a", "negativ": ""}', "unknown key 'negativ'; did you mean negative?"),
@@ -428,3 +429,71 @@ def test_any_manifest_is_read_or_refused(
     except InputError:
         return
     assert all(isinstance(item.request, UsageError) or item.request.check() for item in found)
+
+
+def test_wrong_pixels_under_the_right_text_are_not_done(here: Path) -> None:
+    path = write(here / "m.jsonl", quick("a", seed=1))
+    [first] = rawdiff("batch", path).ok().lines
+    original = pixels(first)
+    blank(first)
+    assert "changed: not those that the recipe tells of, 64x64" in rawdiff("info", first).ok().out
+    again = rawdiff("batch", path).ok()
+    assert summary(again).startswith("1 drawn, 0 already there")
+    assert (pixels(again.lines[0]) == original).all()
+    assert "whole, 64x64" in rawdiff("info", again.lines[0]).ok().out
+    assert summary(rawdiff("batch", path).ok()).startswith("0 drawn, 1 already there")
+
+
+def test_a_damaged_copy_does_not_hide_the_whole_one(here: Path) -> None:
+    path = write(here / "m.jsonl", quick("a", seed=1))
+    [first] = rawdiff("batch", path).ok().lines
+    copy = here / "output_images" / "a-1-2.png"
+    assert str(copy) < str(here / first)  # it is looked at first
+    copy.write_bytes((here / first).read_bytes()[:-40])
+    blank(shutil.copy(here / first, here / "output_images" / "a-1-3.png"))
+    for _ in range(2):
+        done = rawdiff("batch", path).ok()
+        assert summary(done).startswith("0 drawn, 1 already there")
+        assert done.lines == [first]
+    assert len(pictures(here / "output_images")) == 3
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("a.jpg", "pictures are written as PNG"),
+        ("CON.png", "device's name"),
+        ("nul", "device's name"),
+        ("aux/a.png", "device's name"),
+    ],
+)
+def test_a_name_is_refused_as_gen_refuses_it(here: Path, out: str, words: str) -> None:
+    done = rawdiff("batch", write(here / "m.jsonl", quick("a", out=out)))
+    assert (done.code, done.out) == (3, "")
+    assert words in done.error
+    if out != "aux/a.png":
+        alone = rawdiff("gen", "-p", "a", "--out", out if out != "nul" else "nul.png")
+        assert alone.code == 2
+        assert words in alone.error
+    assert all_files(here) == ["m.jsonl"]
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e400", "1" + "0" * 400])
+@pytest.mark.parametrize("key", ["guidance", "eta", "sigmas"])
+def test_a_number_beyond_floats_is_one_line(here: Path, key: str, number: str) -> None:
+    value = f"[{number}, 0]" if key == "sigmas" else number
+    (here / "m.jsonl").write_text(f'{{"prompt": "a", "{key}": {value}}}\n')
+    done = rawdiff("batch", "m.jsonl")
+    assert (done.code, done.out) == (3, "")
+    assert "is too large" in done.error
+
+
+def test_a_reader_that_has_gone_is_no_failed_item(here: Path) -> None:
+    def gone(*args: Any, **rest: Any) -> None:
+        raise BrokenPipeError
+
+    item = quick("a", seed=1)
+    with pytest.raises(BrokenPipeError):
+        batches.draw_manifest(
+            write(here / "m.jsonl", item), Place(), here / "o", say=lambda line: None, done=gone
+        )

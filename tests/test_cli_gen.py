@@ -244,7 +244,10 @@ def test_a_dry_run_draws_and_makes_nothing(here: Path) -> None:
     assert all_files(here) == []
     told = [json.loads(line) for line in rawdiff(*words, "--dry-run", "--json").ok().lines]
     done = rawdiff(*words).ok()
-    assert told == [images.read_recipe(path) for path in done.lines]
+    drawn = [images.read_recipe(path) for path in done.lines]
+    assert {one["made"].pop("pixels") for one in told} == {None}
+    assert len({one["made"].pop("pixels") for one in drawn}) == 2
+    assert told == drawn
     assert plan.lines[1:] == [f"seed {seed}: {one['id']}" for seed, one in zip((4, 5), told, strict=True)]
     assert rawdiff("gen", "-p", "x", "--size", "63x64", "--dry-run").code == 2
 
@@ -318,4 +321,6 @@ def test_a_net_of_ones_own(here: Path, model: Path) -> None:
     own = rawdiff(*words, "--net", f"depth={model / 'controlnet_normal'}").ok()
     usual = rawdiff(*words).ok()
     assert np.abs(pixels(own.lines[0]).astype(int) - pixels(usual.lines[0])).max() > 1
-    assert images.read_recipe(own.lines[0])["made"]["nets"] == [str(model / "controlnet_normal")]
+    assert images.read_recipe(own.lines[0])["made"]["nets"] == [
+        {"name": str(model / "controlnet_normal"), "kind": "folder"}
+    ]

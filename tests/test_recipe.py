@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from rawdiff import images, recipe
 from rawdiff.errors import InputError, UsageError
-from rawdiff.jobs.request import ControlRequest, Request, parse_control, parse_numbers, request_from_words
+from rawdiff.jobs.request import ControlRequest, Request
+from rawdiff.jobs.words import parse_control, parse_numbers, request_from_words
 
 DIGEST = "0123456789abcdef" * 4
 PICTURE: dict[str, Any] = {
@@ -52,6 +53,7 @@ PICTURE: dict[str, Any] = {
     ],
     "weights": {"unet/diffusion_pytorch_model.safetensors": DIGEST, "unet/config.json": DIGEST[::-1]},
     "noise": 1,
+    "hints": 1,
     "dtype": "float32",
 }
 MADE: dict[str, Any] = {
@@ -62,10 +64,11 @@ MADE: dict[str, Any] = {
     "model": {"name": "embedded", "kind": "embedded", "revision": None},
     "sampler": None,
     "inputs": ["maps/room.png"],
-    "nets": [None],
+    "nets": [{"name": "nets/depth", "kind": "folder"}],
     "device": "cpu",
     "threads": 2,
     "batch": [0, 1],
+    "pixels": DIGEST,
 }
 
 
@@ -128,7 +131,7 @@ def test_canonical_json_refuses_what_json_has_not(value: Any) -> None:
 
 def test_the_id_is_golden() -> None:
     # Pictures drawn by an older rawdiff are told by this: it changes only with FORMAT.
-    assert recipe.job_id(PICTURE) == "298f81b53fff6e17481bf8798d5ec250491a49ec598d9e7f8ca35010c9b20192"
+    assert recipe.job_id(PICTURE) == "20b798ebe7f81434e4118022f3ed951c7f08134fb629755eb34fef94a7d09a55"
 
 
 @pytest.mark.parametrize("way", leaves(PICTURE), ids=lambda way: ".".join(map(str, way)))
@@ -363,7 +366,7 @@ def test_a_request_laid_over_another() -> None:
     over = request_from_words({"depth": "b.png", "guidance": 0.0, "seed": 0})
     merged = base.merged(over)
     assert (merged.prompt, merged.seed, merged.guidance, merged.steps) == ("a cube", 0, 0.0, 20)
-    assert merged.controls == (normal, ControlRequest("depth", "b.png", 0.8, 0.0, 0.6, False, None))
+    assert merged.controls == (ControlRequest("depth", "b.png", 0.8, 0.0, 0.6, False, None), normal)
     assert base.merged(request_from_words({"control": ["none"]})).controls == ()
     assert base.merged(Request()) == base
     assert base.merged(Request(timesteps=(9, 5))).check().steps is None

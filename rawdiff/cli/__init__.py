@@ -1,5 +1,6 @@
 """The command line: `rawdiff gen | batch | info | sampler | doctor`.
 
+    talk.py       what gen asks and tells
     app.py        the commands together; each has a file of its own and no logic
     options.py    what several of them take
     terminal.py   lines, questions and the progress bar, all on standard error
@@ -20,12 +21,14 @@ from contextlib import contextmanager
 from types import FrameType
 
 from rawdiff.cli.terminal import Console, Terminated
-from rawdiff.errors import RawdiffError, ResourceError
+from rawdiff.errors import RawdiffError
 
 __all__ = ["main"]
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
+CLOSED = 128 + 13
+"""Standard output was closed (`| head`): the reader has what it wanted, as with any program (SIGPIPE)."""
 DEFECT = 1
 
 
@@ -48,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (BrokenPipeError, SystemExit):  # typer makes the second of the first
             with open(os.devnull, "w") as nothing:  # noqa: PTH123 (the interpreter flushes once more at its end)
                 os.dup2(nothing.fileno(), sys.stdout.fileno())
-            code = _fail(ResourceError("standard output was closed before everything was written"), console)
+            code = CLOSED
     if code == INTERRUPTED:
         console.say("interrupted; nothing half-written is left")
     return code

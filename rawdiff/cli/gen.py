@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from rawdiff.cli import options
-from rawdiff.cli.terminal import Console, Progress, print_timings, read_prompt
-from rawdiff.errors import UsageError
-from rawdiff.geometry import format_size
-from rawdiff.jobs.request import Request, request_from_words
-
-if TYPE_CHECKING:
-    from rawdiff.jobs.job import Drawn, Job
+from rawdiff.cli.talk import complete, picture_line, print_plan
+from rawdiff.cli.terminal import Progress, print_timings
+from rawdiff.jobs.words import request_from_words
 
 __all__ = ["EPILOG", "gen"]
 
@@ -255,7 +248,7 @@ def gen(
     words |= {"timesteps": timesteps, "sigmas": sigmas, "guidance": guidance, "rescale": rescale}
     words |= {"clip_skip": clip_skip, "guess": guess, "eta": eta}
     request = request_from_words(words)
-    request = _complete(request, console) if remake is None or prompt == "-" else request
+    request = complete(request, console) if remake is None or prompt == "-" else request
     if remake is None:
         request.check()  # before anything heavy is imported
 
@@ -266,52 +259,13 @@ def gen(
     finished = generate(
         request,
         Place.from_words(net or (), offline=offline, **where),
-        Settings(out, overwrite, batch, dry_run, preview, save_hints, timings),
+        Settings(out, overwrite, batch, dry_run, preview, save_hints, timings, console.waited_ms),
         remake=remake,
         watchers=[Progress(console)] if console.is_terminal else [],
         say=console.say,
-        done=lambda path, drawn: print(_line(path, drawn) if json_lines else path, flush=True),
+        done=lambda path, drawn: print(picture_line(path, drawn) if json_lines else path, flush=True),
     )
     if dry_run:
-        _print_plan(finished.job, json_lines)
+        print_plan(finished.job, json_lines)
     if finished.probe is not None:
         print_timings(finished.probe, console, json_lines)
-
-
-def _complete(request: Request, console: Console) -> Request:
-    """The request with a prompt: from standard input, or from a person who is asked."""
-    if request.prompt == "-":
-        return replace(request, prompt=read_prompt())
-    if request.prompt is not None:
-        return request
-    if not console.can_ask:
-        raise UsageError("no prompt: say what to draw, with --prompt TEXT (or -p - to read standard input)")
-    prompt = console.ask("What shall the picture show?")
-    if not prompt:
-        raise UsageError("no prompt: say what to draw, with --prompt TEXT")
-    said: dict[str, Any] = {"prompt": prompt}
-    if request.controls is None:
-        depth = console.ask("Depth map (a path; empty for none)?")
-        said |= {"depth": depth} if depth else {}
-    return request.merged(request_from_words(said))
-
-
-def _line(path: Path, drawn: Drawn) -> str:
-    picture = drawn.recipe["picture"]
-    height, width = picture["size"]
-    said = {"path": str(path), "id": drawn.recipe["id"], "seed": picture["seed"]}
-    return json.dumps({**said, "size": format_size((height, width)), "seconds": round(drawn.seconds, 3)})
-
-
-def _print_plan(job: Job, json_lines: bool) -> None:
-    if json_lines:
-        for k in range(len(job.seeds)):
-            print(json.dumps(job.recipe(k)))
-        return
-    print(job.describe())
-    for control in job.controls:
-        print(
-            f"{control.kind} from {control.source.name}, weight {control.weight:g}, {control.start:g}-{control.end:g}"
-        )
-    for seed, name in zip(job.seeds, job.ids(), strict=True):
-        print(f"seed {seed}: {name}")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Annotated
 
 import typer
 
 from rawdiff.cli import options
-from rawdiff.errors import NotTabular
-from rawdiff.jobs.request import Request, request_from_words
+from rawdiff.errors import NotTabular, UsageError
+from rawdiff.jobs.request import Request
+from rawdiff.jobs.words import request_from_words
 
 __all__ = ["EPILOG", "sampler"]
 
@@ -48,22 +48,28 @@ def sampler(
     words = {"prompt": "", "steps": steps, "timesteps": timesteps, "sigmas": sigmas, "eta": eta}
     asked: Request = request_from_words(words).check()
     if name is None:
+        given = {**words, "plot": plot, "prompt": None}
+        extra = [f"--{word}" for word, value in given.items() if value is not None]
+        if extra:
+            raise UsageError(
+                f"{' and '.join(extra)}: of which sampler? give its NAME, or none of these for the names"
+            )
         from rawdiff.weights.schedulers import known_names
 
         names = known_names()
         print(json.dumps(names) if json_lines else "\n".join(names))
         return
 
-    from rawdiff.jobs.workshop import MODEL_VARIABLE
+    from rawdiff.jobs.workshop import named_model
     from rawdiff.sampler import SamplerTable
     from rawdiff.study.plot import check_plot_path, write_plot
     from rawdiff.study.sampler import as_values, find_sampler, lines
 
     if plot is not None:
-        check_plot_path(plot)
+        check_plot_path(plot, overwrite=overwrite)
     found = find_sampler(
         name,
-        os.environ.get(MODEL_VARIABLE) if model is None else model,
+        named_model(model),
         steps=asked.steps,
         timesteps=asked.timesteps,
         sigmas=asked.sigmas,
@@ -72,12 +78,12 @@ def sampler(
         offline=offline,
         say=console.say,
     )
+    if plot is not None:
+        if not isinstance(found, SamplerTable):
+            raise NotTabular(f"sampler {name!r}: has no table to plot (its step is not linear)")
+        console.say(f"plot: {write_plot(plot, found, overwrite=overwrite)}")
     if json_lines:
         print(json.dumps(as_values(found)))
     else:
         for line in lines(found):
             print(line)
-    if plot is not None:
-        if not isinstance(found, SamplerTable):
-            raise NotTabular(f"sampler {name!r}: has no table to plot (its step is not linear)")
-        console.say(f"plot: {write_plot(plot, found, overwrite=overwrite)}")

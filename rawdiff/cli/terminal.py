@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from rawdiff.errors import UsageError
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from rawdiff.run import Run
     from rawdiff.step import Step
 
-__all__ = ["Console", "Progress", "Terminated", "print_timings", "printable", "read_prompt"]
+__all__ = ["Console", "Progress", "Terminated", "print_timings", "printable"]
 
 MAX_PROMPT_BYTES = 2**20
 BAR = 24
@@ -37,6 +38,8 @@ class Console:
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
         self.debug = False
+        self.waited_ms = 0.0
+        """How long answers were waited for."""
         self._bar = ""
 
     @property
@@ -68,10 +71,24 @@ class Console:
         self.stream.write(f"{question} ")
         self.stream.flush()
         try:
-            return input().strip()
+            with self._waiting():
+                return input().strip()
         except EOFError:
             self.stream.write("\n")
             raise UsageError(f"no answer to {question!r}: standard input has ended") from None
+
+    def read_prompt(self) -> str:
+        """All of standard input as text, without the line end after it; raises UsageError."""
+        with self._waiting():
+            return _read_prompt()
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.waited_ms += 1e3 * (time.monotonic() - start)
 
     @property
     def can_ask(self) -> bool:
@@ -79,8 +96,7 @@ class Console:
         return self.is_terminal and sys.stdin is not None and sys.stdin.isatty()
 
 
-def read_prompt() -> str:
-    """All of standard input as text, without the line end after it; raises UsageError."""
+def _read_prompt() -> str:
     data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
     if len(data) > MAX_PROMPT_BYTES:
         raise UsageError(

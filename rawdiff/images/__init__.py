@@ -20,18 +20,19 @@ names.py       names that are not taken
 from __future__ import annotations
 
 from rawdiff.images.depth import DepthMap, DepthRange, parse_depth_range, read_depth, read_picture
-from rawdiff.images.durable import check_writable, write_file
+from rawdiff.images.durable import check_writable, publish, write_file
 from rawdiff.images.edges import canny
-from rawdiff.images.fitting import Fit, Say, fit, same_aspect, say_on_stderr
-from rawdiff.images.hints import DERIVABLE, Hint, make_hint, save_hints
-from rawdiff.images.names import next_path, stem_from
+from rawdiff.images.fitting import Fit, Say, fit, same_aspect, say_nothing, say_on_stderr
+from rawdiff.images.hints import DERIVABLE, HINTS_VERSION, Hint, make_hint, save_hints
+from rawdiff.images.names import name_key, next_path, picture_name, stem_from
 from rawdiff.images.normals import normal_from_depth
-from rawdiff.images.pixels import to_pil, to_uint8
+from rawdiff.images.pixels import pixels_sha256, to_pil, to_uint8
 from rawdiff.images.png import encode_png, read_recipe, read_text, write_next, write_png
 from rawdiff.images.source import ImageSource, Samples, open_source
 
 __all__ = [
     "DERIVABLE",
+    "HINTS_VERSION",
     "DepthMap",
     "DepthRange",
     "Fit",
@@ -44,16 +45,21 @@ __all__ = [
     "encode_png",
     "fit",
     "make_hint",
+    "name_key",
     "next_path",
     "normal_from_depth",
     "open_source",
     "parse_depth_range",
+    "picture_name",
+    "pixels_sha256",
+    "publish",
     "read_depth",
     "read_picture",
     "read_recipe",
     "read_text",
     "same_aspect",
     "save_hints",
+    "say_nothing",
     "say_on_stderr",
     "stem_from",
     "to_pil",

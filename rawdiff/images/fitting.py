@@ -18,8 +18,9 @@ from PIL import Image
 
 from rawdiff.errors import InputError, UsageError
 from rawdiff.geometry import FACTOR, Size, check_size, format_size
+from rawdiff.limits import FITS
 
-__all__ = ["Fit", "Placement", "Say", "fit", "plan_fit", "same_aspect", "say_on_stderr"]
+__all__ = ["Fit", "Placement", "Say", "fit", "plan_fit", "same_aspect", "say_nothing", "say_on_stderr"]
 
 Fit = Literal["crop", "pad", "stretch"] | None
 """What to do with a map of another aspect: cut edges, add black (far) ones, distort, or refuse (None)."""
@@ -33,6 +34,10 @@ ASPECT_TOLERANCE_PX = 0.75 * FACTOR
 def say_on_stderr(line: str) -> None:
     """Print `line` on standard error."""
     print(line, file=sys.stderr)
+
+
+def say_nothing(line: str) -> None:
+    """Print nothing."""
 
 
 def same_aspect(shape: Size, size: Size) -> bool:
@@ -83,7 +88,7 @@ class Placement:
 
 def plan_fit(shape: Size, size: Size, fit: Fit = None) -> Placement:
     """Where a map of `shape` goes in a picture of `size`; InputError for another aspect without `fit`."""
-    if fit not in (None, "crop", "pad", "stretch"):
+    if fit is not None and fit not in FITS:
         raise UsageError(f"fit {fit!r}: expected crop, pad or stretch")
     size = check_size(size)
     (h, w), (height, width) = shape, size

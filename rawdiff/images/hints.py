@@ -20,12 +20,16 @@ from rawdiff.images.normals import FLAT_NORMAL, normal_from_depth, smooth_steps
 from rawdiff.images.png import write_next
 from rawdiff.images.source import ImageSource, Samples, open_source
 
-__all__ = ["DERIVABLE", "Hint", "make_hint", "save_hints"]
+__all__ = ["DERIVABLE", "HINTS_VERSION", "Hint", "make_hint", "save_hints"]
 
 DERIVABLE = ("normal", "canny")
 """Kinds of hint that can be made from a depth map (canny: from any picture)."""
 
+HINTS_VERSION = 1
+"""Changes whenever a map gives another hint than it gave before: thresholds, focal length, resampling, fitting."""
+
 CANNY_THRESHOLDS = (100.0, 200.0)
+FOCAL = 1.1
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ def make_hint(
     depth_invert: bool = False,
     derive: bool = False,
     canny_thresholds: tuple[float, float] = CANNY_THRESHOLDS,
-    focal: float = 1.1,
+    focal: float = FOCAL,
     say: Say = say_on_stderr,
 ) -> Hint:
     """Make the hint of `kind` at `size` (height, width) from a path, PIL image, array or tensor.

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from rawdiff.errors import NonFiniteError, UsageError
 
-__all__ = ["to_pil", "to_uint8"]
+__all__ = ["pixels_sha256", "to_pil", "to_uint8"]
 
 
 def to_uint8(image: torch.Tensor) -> NDArray[Any]:
@@ -37,3 +39,11 @@ def to_pil(image: torch.Tensor) -> Image.Image:
     if image.ndim != 3:
         raise UsageError(f"picture: got shape {tuple(image.shape)}; expected one picture [3,H,W]")
     return Image.fromarray(to_uint8(image))
+
+
+def pixels_sha256(picture: NDArray[Any] | Image.Image) -> str:
+    """SHA-256, in hexadecimal, of a picture's shape, type and samples, however its file is compressed."""
+    array = np.asarray(picture)
+    digest = hashlib.sha256(f"{array.shape} {array.dtype.str}\n".encode())
+    digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
+from rawdiff import strict_json
 from rawdiff.errors import InputError, ResourceError, UsageError
 from rawdiff.images import durable
 from rawdiff.images.files import check_regular
@@ -101,13 +102,8 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         other = " (it has the parameters of another program)" if PARAMETERS_KEY in texts else ""
         raise InputError(f"{path}: holds no rawdiff recipe{other}; expected a PNG made by rawdiff, unedited")
     try:
-        recipe = json.loads(
-            texts[RECIPE_KEY],
-            object_pairs_hook=_unique_keys,
-            parse_constant=_no_constant,
-            parse_float=_finite,
-        )
-    except (ValueError, RecursionError) as problem:
+        recipe = strict_json.loads(texts[RECIPE_KEY])
+    except ValueError as problem:
         raise InputError(f"{path}: its recipe is not valid JSON ({str(problem)[:80]})") from None
     if not isinstance(recipe, dict):
         raise InputError(f"{path}: its recipe is a {type(recipe).__name__}; expected a JSON object")
@@ -173,21 +169,3 @@ def _storable(key: str, text: str) -> str:
     if len(text.encode()) > MAX_TEXT_BYTES:
         raise UsageError(f"{key}: is over {MAX_TEXT_BYTES // 2**20} MiB of text; expected a recipe")
     return text
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return made
-
-
-def _no_constant(text: str) -> None:
-    raise ValueError(f"{text} is not JSON")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if value in (float("inf"), float("-inf")):
-        raise ValueError(f"{text[:20]} is too large")
-    return value

@@ -1,8 +1,10 @@
 """From what somebody asks for to files: everything between the command line and the model.
 
     request.py    what is asked for, checked by its words and numbers alone; one laid over another
+    words.py      one from the words of the command line
     manifest.py   many of them in a file of JSON lines
     remake.py     one from the recipe in a picture
+    recorded.py   a scheduler from what a recipe says of it
     job.py        a request with nothing left open, its recipe and its id
     place.py      which weights, where, and how
     workshop.py   plans jobs without reading weights, and draws them
@@ -12,5 +14,5 @@
     generate.py   what `rawdiff gen` does
     batch.py      what `rawdiff batch` does
 
-request.py and manifest.py import nothing heavy, and so nothing is imported here.
+request.py and words.py import nothing heavy, and so nothing is imported here.
 """

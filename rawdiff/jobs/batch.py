@@ -9,17 +9,18 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from rawdiff import images, recipe
 from rawdiff.errors import BatchError, InputError, RawdiffError, ResourceError, UsageError
 from rawdiff.images.durable import TEMPORARY_PREFIX
-from rawdiff.jobs.job import Job, Watcher
-from rawdiff.jobs.manifest import Item, name_key, read_manifest
+from rawdiff.jobs.job import Drawn, Job, Watcher
+from rawdiff.jobs.manifest import Item, read_manifest
 from rawdiff.jobs.memory import DeviceFailedError
 from rawdiff.jobs.output import Output, check_batch
 from rawdiff.jobs.place import Place, open_workshop, start_probe
@@ -41,37 +42,45 @@ class Album:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._found: dict[str, Path] = {}
+        self._found: dict[str, list[Path]] = {}
+        self._pixels: dict[Path, str | None] = {}
         for path in sorted(folder.glob("*.png")):
             if not path.name.startswith("."):
                 self._look(path)
 
     def _look(self, path: Path) -> str | None:
         try:
-            found: str = recipe.read(path)["id"]
+            found = recipe.read(path)
         except InputError:  # another program's picture, a hint, a preview, or half a file
             return None
-        self._found.setdefault(found, path)
-        return found
+        self._keep(found, path)
+        name: str = found["id"]
+        return name
+
+    def _keep(self, found: Mapping[str, Any], path: Path) -> None:
+        self._pixels[path] = found["made"]["pixels"]
+        paths = self._found.setdefault(found["id"], [])
+        if path not in paths:
+            paths.append(path)
 
     def find(self, job_id: str, name: str | None = None) -> Path | None:
-        """The whole picture with this id, under `name` if that is given, or None."""
-        if name is None:
-            path = self._found.get(job_id)
-        else:
+        """The first whole picture with this id, under `name` if that is given, or None."""
+        paths = self._found.get(job_id, [])
+        if name is not None:
             path = self.folder / name
-            path = path if path.is_file() and self._look(path) == job_id else None
-        if path is None:
-            return None
-        try:
-            images.open_source(path)  # every byte of its pixels
-        except InputError:
-            return None
-        return path
+            paths = [path] if path.is_file() and self._look(path) == job_id else []
+        return next((path for path in paths if self._is_whole(path)), None)
 
-    def add(self, job_id: str, path: Path) -> None:
+    def _is_whole(self, path: Path) -> bool:
+        """Whether every pixel is the one that was written."""
+        try:
+            return images.pixels_sha256(images.open_source(path).array) == self._pixels[path]
+        except InputError:
+            return False
+
+    def add(self, drawn: Drawn, path: Path) -> None:
         """A picture was just written."""
-        self._found[job_id] = path
+        self._keep(drawn.recipe, path)
 
 
 @contextlib.contextmanager
@@ -168,7 +177,7 @@ class _Round:
     def _item_may_fail(self, item: Item) -> Iterator[None]:
         try:
             yield
-        except DeviceFailedError:
+        except (DeviceFailedError, BrokenPipeError):  # what would fail for every other item too
             raise
         except RawdiffError as error:
             self.say(f"line {item.line}: {error}")
@@ -203,8 +212,8 @@ class _Round:
         for drawn in self.workshop.draw(job, batch=self.batch, watchers=self.watchers):
             output = Output(folder, None if item.out is None else Path(item.out).name)
             with self.workshop.probe("png", host=True):
-                path = output.write(drawn)
-            album.add(drawn.recipe["id"], path)
+                path = output.write(drawn, self.say)
+            album.add(drawn, path)
             self.drawn += 1
             self.done(path, drawn.recipe["id"], drawn.seconds)
 
@@ -219,7 +228,9 @@ def _check_free(folder: Path, name: str) -> None:
     for part in (path, *path.parents):
         if part == folder:
             break
-        taken = sorted(p.name for p in part.parent.glob("*") if name_key(p.name) == name_key(part.name))
+        taken = sorted(
+            p.name for p in part.parent.glob("*") if images.name_key(p.name) == images.name_key(part.name)
+        )
         if taken and (part == path or part.name not in taken):
             raise InputError(
                 f"out {name!r}: {folder} holds {taken[0]!r} already, with another recipe; choose another name"

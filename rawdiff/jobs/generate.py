@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rawdiff import images
+from rawdiff.errors import UsageError
 from rawdiff.jobs.job import Drawn, Job, Watcher
 from rawdiff.jobs.output import Output, check_batch, open_output
 from rawdiff.jobs.place import Place, open_workshop, start_probe
 from rawdiff.jobs.preview import Previews
-from rawdiff.jobs.remake import Remake, check_weights, open_remake
+from rawdiff.jobs.remake import Remake, check_same, find_source, open_remake
 from rawdiff.jobs.request import Request
 from rawdiff.jobs.workshop import Workshop
 from rawdiff.probes import Probe
@@ -33,6 +35,8 @@ class Settings:
     preview: bool = False
     save_hints: bool = False
     timings: bool = False
+    waited_ms: float = 0.0
+    """How long a person or a pipe was waited for before."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,17 +60,22 @@ def generate(
     """Plan `request`, and unless it is a dry run draw and write its pictures; `done` is told of each.
 
     With `remake`, a picture's path, its recipe is laid under the request, and must hold: every input and weight
-    file that the request does not replace is checked by its SHA-256. Raises every error that there is.
+    file that the request does not replace is checked by its SHA-256, and the sampler is the recorded one unless
+    the request names another. Raises every error that there is.
     """
     check_batch(settings.batch)
     again = None if remake is None else open_remake(remake)
-    other_model = place.model is not None or place.revision is not None
-    other_nets = list(place.nets)
+    over, other = request, place
+    recorded: Mapping[str, Any] | None = None
     if again is not None:
+        if request.sampler is None and place.model is None and place.revision is None:
+            recorded = again.sampler
         request = again.request.merged(request)
         place = _place_of(again, place)
     request.check()
-    probe = start_probe(place.device, settings.timings)
+    if settings.save_hints and not request.resolved():
+        raise UsageError("save hints: there is no map to make one of: give one, with --depth PATH say")
+    probe = start_probe(place.device, settings.timings, settings.waited_ms)
     workshop = open_workshop(place, say, probe)
     count = 1 if request.count is None else request.count
     output: Output | None = None
@@ -74,13 +83,12 @@ def generate(
         output = open_output(settings.out, count=count, overwrite=settings.overwrite)
     try:
         beside = None if again is None else again.path.parent
-        job = workshop.plan(request, batch=settings.batch, beside=beside)
+        job = workshop.plan(request, batch=settings.batch, beside=beside, recorded=recorded)
         if again is not None:
             picture = job.recipe(0)["picture"]
-            changed = check_weights(again, picture, other_model=other_model, other_nets=other_nets)
+            changed = check_same(again, picture, over, other)
             if changed:
-                more = " ..." if len(changed) > 6 else ""
-                say(f"not the same as {again.path} in {', '.join(changed[:6])}{more}")
+                say(f"not the same as {again.path} in {', '.join(changed)}")
         if output is not None:
             say(job.describe())
             _draw(workshop, job, output, settings, watchers, say, done)
@@ -105,18 +113,24 @@ def _draw(
         watchers = (*watchers, Previews(output.folder, stem, say))
     hints_saved = not settings.save_hints
     for drawn in workshop.draw(job, batch=settings.batch, watchers=watchers):
+        with workshop.probe("png", host=True):
+            path = output.write(drawn, say)
+        done(path, drawn)
         if not hints_saved:
             for path in images.save_hints(output.folder, stem, drawn.hints):
                 say(f"hint: {path}")
             hints_saved = True
-        with workshop.probe("png", host=True):
-            path = output.write(drawn)
-        done(path, drawn)
 
 
 def _place_of(again: Remake, place: Place) -> Place:
     """What the recipe says of model, nets and dtype, under what `place` says."""
     if place.model is None:
         revision = again.revision if place.revision is None else place.revision
-        place = replace(place, model=again.model, revision=revision, nets={**again.nets, **place.nets})
+        model = find_source(again, again.recipe["made"]["model"], "its model", "--model FOLDER")
+        nets = {
+            kind: find_source(again, net, f"its {kind} net", f"--net {kind}=FOLDER")
+            for kind, net in again.nets.items()
+            if kind not in place.nets
+        }
+        place = replace(place, model=model, revision=revision, nets={**nets, **place.nets})
     return replace(place, dtype=again.dtype if place.dtype is None else place.dtype)

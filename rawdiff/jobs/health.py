@@ -18,7 +18,7 @@ from rawdiff.errors import RawdiffError, ResourceError
 from rawdiff.images.opencv import opencv
 from rawdiff.jobs.memory import free_bytes
 from rawdiff.jobs.output import OUTPUT_FOLDER
-from rawdiff.jobs.workshop import MODEL_VARIABLE
+from rawdiff.jobs.workshop import MODEL_VARIABLE, named_model
 from rawdiff.parts import PARTS
 from rawdiff.version import __version__
 
@@ -50,7 +50,7 @@ def check_all(model: str | None = None, folder: str | Path = OUTPUT_FOLDER) -> I
     yield from _devices()
     yield _checked("output", lambda: _writable(Path(folder)))
     yield from _model("embedded model", None)
-    named = os.environ.get(MODEL_VARIABLE) if model is None else model
+    named = named_model(model)
     if named is not None:
         yield from _model("--model" if model is not None else MODEL_VARIABLE, named)
 

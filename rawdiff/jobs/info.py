@@ -16,12 +16,12 @@ __all__ = ["inspect", "lines"]
 def inspect(path: str | Path) -> dict[str, Any]:
     """The recipe of a PNG, or the `parameters` of another program's, as plain values; InputError for neither.
 
-    `recipe` or `parameters` is None; `pixels` is "whole" or what is wrong with them; `inputs` tells of each map
-    whether it is "the same", "changed" or "not there", seen from here or beside the picture.
+    `recipe` or `parameters` is None; `pixels` is "whole", "changed" or what is wrong with them; `inputs` tells of
+    each map whether it is "the same", "changed" or "not there", seen from here or beside the picture.
     """
     path = Path(path)
     texts = images.read_text(path)
-    found: dict[str, Any] = {"path": str(path), "pixels": _pixels(path), "recipe": None, "parameters": None}
+    found: dict[str, Any] = {"path": str(path), "pixels": "", "recipe": None, "parameters": None}
     if "rawdiff" in texts or "parameters" not in texts:
         found["recipe"] = read = recipe.read(path)
         found["inputs"] = [
@@ -30,6 +30,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
         ]
     else:
         found["parameters"] = recipe.parse_parameters(texts["parameters"])
+    found["pixels"] = _pixels(path, found["recipe"])
     return found
 
 
@@ -77,12 +78,14 @@ def _recipe_pairs(read: Mapping[str, Any], inputs: list[dict[str, str]]) -> Iter
     yield "made by", f"{versions}; {picture['dtype']} on {made['device']}"
 
 
-def _pixels(path: Path) -> str:
+def _pixels(path: Path, read: Mapping[str, Any] | None) -> str:
     try:
-        height, width = images.open_source(path).size
+        samples = images.open_source(path)
     except InputError as error:
         return f"damaged: {error}"
-    return f"whole, {format_size((height, width))}"
+    expected = None if read is None else read["made"]["pixels"]
+    is_same = expected is None or images.pixels_sha256(samples.array) == expected
+    return f"{'whole' if is_same else 'changed: not those that the recipe tells of'}, {format_size(samples.size)}"
 
 
 def _input(name: str, sha256: str, beside: Path) -> str:

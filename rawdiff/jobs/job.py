@@ -40,9 +40,11 @@ class Job:
     """What decides the pictures, but for the seed."""
     made: Mapping[str, Any]
 
-    def recipe(self, k: int, batch: tuple[int, int] = (0, 1)) -> dict[str, Any]:
-        """The recipe of picture `k`, drawn in place `batch[0]` of `batch[1]` at once."""
-        return recipe.build({**self.picture, "seed": self.seeds[k]}, {**self.made, "batch": list(batch)})
+    def recipe(self, k: int, batch: tuple[int, int] = (0, 1), image: Image | None = None) -> dict[str, Any]:
+        """The recipe of picture `k`, drawn in place `batch[0]` of `batch[1]` at once; `image` once it is drawn."""
+        pixels = None if image is None else images.pixels_sha256(image)
+        made = {**self.made, "batch": list(batch), "pixels": pixels}
+        return recipe.build({**self.picture, "seed": self.seeds[k]}, made)
 
     def only(self, wanted: Sequence[int]) -> Job:
         """The same job for some of its pictures."""
@@ -130,10 +132,16 @@ def open_map(control: ControlRequest, beside: Path | None) -> images.Samples:
     path = Path(control.path)
     places = [path] if beside is None else list(dict.fromkeys([path, beside / path, beside / path.name]))
     found = [place for place in places if place.is_file()]
+    wrong = ""
     for place in found:
-        samples = images.open_source(place)
+        try:
+            samples = images.open_source(place)
+        except InputError as error:  # another of the places may have it
+            wrong = wrong or f"it cannot be read: {error}"
+            continue
         if samples.sha256 == control.sha256:
             return samples
+        wrong = wrong or f"this one's with {samples.sha256[:12]}"
     said = f"its SHA-256 must begin with {control.sha256[:12]}"
     if not found:
         raise InputError(
@@ -141,6 +149,6 @@ def open_map(control: ControlRequest, beside: Path | None) -> images.Samples:
             f"with --{control.kind} PATH"
         )
     raise InputError(
-        f"{found[0]}: is not the recipe's {control.kind} map ({said}, this one's with {samples.sha256[:12]}): "
+        f"{found[0]}: is not the recipe's {control.kind} map ({said}, {wrong}): "
         f"put that back, or name another with --{control.kind} PATH"
     )

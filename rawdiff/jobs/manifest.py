@@ -12,18 +12,20 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import math
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rawdiff import strict_json
 from rawdiff.errors import InputError, UsageError
-from rawdiff.jobs.request import MAX_SEED, Request, request_from_words
+from rawdiff.images import name_key, picture_name
+from rawdiff.jobs.request import Request
+from rawdiff.jobs.words import request_from_words
+from rawdiff.limits import MAX_SEED
 from rawdiff.recipe import canonical
 
-__all__ = ["KEYS", "Item", "name_key", "read_manifest"]
+__all__ = ["KEYS", "Item", "read_manifest"]
 
 MAX_BYTES = 2**28
 TEXT, WHOLE, NUMBER, FLAG, TEXTS, NUMBERS = (
@@ -120,8 +122,8 @@ def _text(path: Path) -> str:
 def _words(text: str, where: str) -> dict[str, Any]:
     """A line as words by their keys, of the right form each."""
     try:
-        found = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
-    except (ValueError, RecursionError) as error:
+        found = strict_json.loads(text)
+    except ValueError as error:
         raise InputError(f"{where}: not valid JSON ({str(error)[:100]})") from None
     if not isinstance(found, dict):
         raise InputError(
@@ -219,18 +221,16 @@ def _inside(folder: Path, path: str, where: str) -> str:
 def _output_name(out: str, where: str) -> str:
     """A picture's name inside the output folder, with its ending; raises InputError for any other."""
     parts = out.split("/")
-    stem = parts[-1].removesuffix(".png")
+    stem = parts[-1][:-4] if parts[-1].lower().endswith(".png") else parts[-1]
     bad = any(not part or part.startswith(".") or part != part.strip() for part in (*parts[:-1], stem))
     if bad or any(not c.isprintable() or c in '\\:*?"<>|' for c in out):
         raise InputError(
             f"{where}: out {out[:120]!a}: expected a name inside the output folder, such as cubes/red.png"
         )
-    return "/".join((*parts[:-1], f"{stem}.png"))
-
-
-def name_key(name: str) -> str:
-    """Equal for names that some file system takes for the same."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+    try:
+        return picture_name(out)
+    except UsageError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def _check_names(items: list[Item], path: Path) -> None:
@@ -244,21 +244,3 @@ def _check_names(items: list[Item], path: Path) -> None:
             raise InputError(
                 f"{path}:{item.line}: out {item.out!r} is taken by line {other.line}{alike}; rename one"
             )
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return made
-
-
-def _no_constant(text: str) -> None:
-    raise ValueError(f"{text} is not JSON")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text[:20]} is too large")
-    return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,6 @@ __all__ = ["OUTPUT_FOLDER", "Output", "check_batch", "open_output", "stem_for"]
 
 MAX_BATCH = 256
 OUTPUT_FOLDER = "output_images"
-_OTHER_PICTURES = {".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif"}
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,20 @@ class Output:
         """The name without its ending."""
         return stem_for(prompt, seed) if self.name is None else self.name[: -len(".png")]
 
-    def write(self, drawn: Drawn) -> Path:
-        """Write a picture with its recipe, whole or not at all, over nothing that is there; ResourceError."""
+    def write(self, drawn: Drawn, say: Callable[[str], None]) -> Path:
+        """Write a picture with its recipe, whole or not at all, over nothing that is there; ResourceError.
+
+        Where its name was taken while it was drawn it gets the next free one, which is said.
+        """
         picture = drawn.recipe["picture"]
+        stem = self.stem(picture["prompt"], picture["seed"])
         if self.name is not None:
             path = self.folder / self.name
-            return images.write_png(
-                path, drawn.image, drawn.recipe, drawn.parameters, overwrite=self.overwrite
-            )
-        stem = stem_for(picture["prompt"], picture["seed"])
+            data = images.encode_png(drawn.image, drawn.recipe, drawn.parameters)
+            try:
+                return images.publish(path, data, overwrite=self.overwrite)
+            except FileExistsError:
+                say(f"{path}: was taken while the picture was drawn: it gets the next free name")
         return images.write_next(self.folder, stem, drawn.image, drawn.recipe, drawn.parameters)
 
 
@@ -71,10 +76,8 @@ def open_output(out: str | Path | None, *, count: int = 1, overwrite: bool = Fal
         raise UsageError(f"out {text!r}: expected a folder, or a file that ends in .png")
     path = Path(text).expanduser()
     suffix = path.suffix.lower()
-    if suffix in _OTHER_PICTURES and not path.is_dir():
-        raise UsageError(
-            f"out {text}: pictures are written as PNG; expected a folder, or a name that ends in .png"
-        )
+    if not path.is_dir():
+        images.picture_name(path.name)
     if suffix != ".png" or path.is_dir():
         if overwrite:
             raise UsageError(

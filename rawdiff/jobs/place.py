@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rawdiff import weights
 from rawdiff.errors import UsageError
-from rawdiff.jobs.workshop import MODEL_VARIABLE, Workshop
+from rawdiff.jobs.workshop import Workshop, named_model
 from rawdiff.probes import NO_PROBE, Probe, ProbeLike, process_age_ms
 
 __all__ = ["Place", "open_workshop", "start_probe"]
@@ -44,22 +43,24 @@ class Place:
         return cls(nets=named, **words)
 
 
-def start_probe(device: str | None, timings: bool) -> ProbeLike:
-    """A probe that counts this process's start and imports too, or the one that does nothing."""
+def start_probe(device: str | None, timings: bool, waited_ms: float = 0.0) -> ProbeLike:
+    """A probe that counts this process's start and imports too, or the one that does nothing.
+
+    `waited_ms` of the process's life were spent waiting for an answer and count for nothing.
+    """
     if not timings:
         return NO_PROBE
     probe = Probe(weights.choose_device(device))
     age_ms = process_age_ms()
     if age_ms is not None:
-        probe.before("start and imports", age_ms)
+        probe.before("start and imports", max(0.0, age_ms - waited_ms))
     return probe
 
 
 def open_workshop(place: Place, say: Say, probe: ProbeLike = NO_PROBE) -> Workshop:
     """The workshop for a place: `model`, else what RAWDIFF_MODEL names, else the embedded model."""
-    named = os.environ.get(MODEL_VARIABLE) if place.model is None else place.model
     return Workshop(
-        named,
+        named_model(place.model),
         nets=place.nets,
         device=place.device,
         dtype=place.dtype,

@@ -40,7 +40,10 @@ def reduced(latents: Tensor, largest_px: int = LARGEST_PX) -> Tensor:
 
 
 class Previews:
-    """A watcher that writes `FOLDER/STEM-steps/step-01.png`, ...; a step that cannot be shown is left out."""
+    """A watcher that writes `FOLDER/STEM-steps/step-01.png`, ...; a step that cannot be shown is left out.
+
+    Where they cannot be written that is said once, and the run goes on without them.
+    """
 
     watch: Sequence[str] = ("x0",)
 
@@ -48,17 +51,23 @@ class Previews:
         self._folder, self._stem, self._say = folder, f"{stem}-steps", say
         self._home: Path | None = None
         self._job: Job | None = None
+        self._given_up = False
 
     def begin(self, run: Run, first: int, job: Job) -> None:
         self._job = job
-        if self._home is None:
-            self._home = self._make_home()
-            self._say(f"previews: {self._home}")
+        if self._home is None and not self._given_up:
+            try:
+                self._home = self._make_home()
+            except ResourceError as error:
+                self._give_up(error)
+            else:
+                self._say(f"previews: {self._home}")
 
     def step(self, run: Run, step: Step) -> None:
-        assert self._home is not None
+        if self._home is None or self._given_up:
+            return
         try:
-            pictures = decode(run.setup.vae, reduced(step.x0), say=_silent, probe=run.setup.probe)
+            pictures = decode(run.setup.vae, reduced(step.x0), say=images.say_nothing, probe=run.setup.probe)
         except NonFiniteError:  # early x0 may overflow in half precision; the run itself is checked elsewhere
             return
         digits = len(str(len(run)))
@@ -67,7 +76,16 @@ class Previews:
             note = {"preview": {"step": step.index, "t": step.row.t, "seed": seed}}
             path = self._home / f"step-{step.index + 1:0{digits}d}{which}.png"
             # Overwriting: a batch that ran out of memory is drawn again in halves.
-            images.write_png(path, images.to_pil(picture), note, overwrite=True)
+            try:
+                images.write_png(path, images.to_pil(picture), note, overwrite=True)
+            except ResourceError as error:
+                self._give_up(error)
+                return
+
+    def _give_up(self, error: ResourceError) -> None:
+        """The pictures themselves go on without previews."""
+        self._given_up = True
+        self._say(f"no more previews: {error}")
 
     def end(self) -> None:
         pass
@@ -85,7 +103,3 @@ class Previews:
                     f"{home}: cannot be made ({(error.strerror or str(error)).lower()})"
                 ) from None
         raise ResourceError(f"{self._folder}: no free name for the previews after 1000 tries")
-
-
-def _silent(line: str) -> None:
-    pass

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rawdiff import recipe
 from rawdiff.errors import InputError, UsageError, WeightsError
+from rawdiff.images import HINTS_VERSION
+from rawdiff.jobs.place import Place
 from rawdiff.jobs.request import ControlRequest, Request
 from rawdiff.noise import NOISE_VERSION
 
-__all__ = ["Remake", "check_weights", "open_remake"]
+__all__ = ["Remake", "check_same", "find_source", "open_remake"]
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,14 @@ class Remake:
     request: Request
     model: str
     revision: str | None
-    nets: Mapping[str, str]
+    nets: Mapping[str, Mapping[str, Any]]
     dtype: str
+
+    @property
+    def sampler(self) -> Mapping[str, Any]:
+        """What the recipe says of the sampler."""
+        found: Mapping[str, Any] = self.recipe["picture"]["sampler"]
+        return found
 
 
 def open_remake(path: str | Path) -> Remake:
@@ -37,6 +46,11 @@ def open_remake(path: str | Path) -> Remake:
         raise InputError(
             f"{path}: was made with noise of version {picture['noise']}, and a seed gives other noise here "
             f"(version {NOISE_VERSION}): use the rawdiff {made['rawdiff']} that made it"
+        )
+    if picture["hints"] != HINTS_VERSION and picture["controls"]:
+        raise InputError(
+            f"{path}: was made with hints of version {picture['hints']}, and a map gives another hint here (version "
+            f"{HINTS_VERSION}): use the rawdiff {made['rawdiff']} that made it"
         )
     controls, sampler = picture["controls"], picture["sampler"]
     first: Mapping[str, Any] = next((c for c in controls if c["depth_invert"] is not None), {})
@@ -68,28 +82,91 @@ def open_remake(path: str | Path) -> Remake:
     return Remake(path, found, request, model["name"], model["revision"], nets, picture["dtype"])
 
 
+def find_source(remake: Remake, source: Mapping[str, Any], what: str, option: str) -> str:
+    """What a recipe's model or net is to be opened by: a folder stays one, here or beside the picture.
+
+    Raises WeightsError for a folder that is not there, rather than ask a hub for one of the same name.
+    """
+    name = str(source["name"])
+    if source["kind"] != "folder":
+        return name
+    given = Path(name).expanduser()
+    for place in (given, remake.path.parent / given):
+        if place.is_dir():
+            return name if place == given else str(place)
+    raise WeightsError(
+        f"{remake.path}: {what} is a folder, {name}, and it is neither here nor beside the picture: name it with "
+        f"{option}"
+    )
+
+
 def _control(entry: Mapping[str, Any], path: str) -> ControlRequest:
     window = (float(entry["weight"]), float(entry["start"]), float(entry["end"]))
     return ControlRequest(entry["kind"], path, *window, derive=entry["derive"], sha256=entry["sha256"])
 
 
-def check_weights(
-    remake: Remake, picture: Mapping[str, Any], *, other_model: bool, other_nets: Collection[str] = ()
-) -> list[str]:
-    """Raise WeightsError where weight files are not those of the recipe, though no others were asked for.
+def check_same(remake: Remake, picture: Mapping[str, Any], over: Request, place: Place) -> list[str]:
+    """Raise WeightsError or InputError where `picture` (what is to be drawn) differs unasked from the recipe.
 
-    Returns the names of everything else in which `picture` (what is to be drawn) differs from the recipe.
+    `over` and `place` are what was asked for beside it. Returns the names of what differs because of that.
     """
     wanted = remake.recipe["picture"]
+    other_model = place.model is not None or place.revision is not None
     if not other_model:
         _same(wanted["weights"], picture["weights"], f"{remake.path}: the model {remake.model}", "--model")
     by_kind = {control["kind"]: control["weights"] for control in wanted["controls"]}
     for control in picture["controls"]:
         kind = control["kind"]
-        if kind in by_kind and kind not in other_nets and not other_model:
+        if kind in by_kind and kind not in place.nets and not other_model:
             _same(by_kind[kind], control["weights"], f"{remake.path}: the {kind} net", "--net")
     # Lists of controls are compared one by one only where there are as many.
-    return [name for name in recipe.differences(wanted, picture) if "weights" not in name.split(".")]
+    found = recipe.differences(wanted, picture)
+    asked = _asked(over, place, other_model)
+    unasked = [name for name in found if not any(re.fullmatch(pattern, name) for pattern in asked)]
+    if unasked:
+        raise InputError(
+            f"{remake.path}: would become another picture, in {', '.join(unasked)}, and no option asked for that: "
+            f"use the rawdiff {remake.recipe['made']['rawdiff']} and diffusers "
+            f"{remake.recipe['made']['diffusers']} that made it, or say what you want, with --sampler NAME say"
+        )
+    return [name for name in found if "weights" not in name.split(".")]
+
+
+_OF_SCHEDULE = [r"sampler\.(steps|timesteps|sigmas)(\[.*)?"]
+_CHANGES: dict[str, list[str]] = {
+    "prompt": ["prompt"],
+    "negative": ["negative"],
+    "controls": [r"controls.*"],
+    "derive": [r"controls.*"],
+    "size": [r"size.*"],
+    "seed": ["seed"],
+    "guidance": ["guidance"],
+    "rescale": ["rescale"],
+    "clip_skip": ["clip_skip"],
+    "guess": ["guess"],
+    "eta": [r"sampler\.eta"],
+    "sampler": [r"sampler\..*"],
+    "steps": _OF_SCHEDULE,
+    "timesteps": _OF_SCHEDULE,
+    "sigmas": _OF_SCHEDULE,
+    "fit": [r"controls\[\d+\]\.fit"],
+    "depth_range": [r"controls\[\d+\]\.depth_range.*"],
+    "depth_invert": [r"controls\[\d+\]\.depth_invert"],
+}
+"""What of a picture each word of a request may change."""
+
+
+def _asked(over: Request, place: Place, other_model: bool) -> list[str]:
+    said = [name for name in _CHANGES if getattr(over, name) not in (None, ())]
+    said += ["controls"] if over.controls == () else []
+    patterns = [pattern for name in said for pattern in _CHANGES[name]]
+    if over.controls is not None:  # the last map takes with it what is said of maps
+        patterns.append("guess")
+    if other_model:
+        patterns += [r"weights.*", r"sampler\..*"]
+    if other_model or place.nets:
+        patterns.append(r"controls\[\d+\]\.weights.*")
+    return patterns if place.dtype is None else [*patterns, "dtype"]
 
 
 def _same(wanted: Mapping[str, str], found: Mapping[str, str], what: str, option: str) -> None:

@@ -9,32 +9,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 from rawdiff.errors import UsageError
-from rawdiff.geometry import Size, check_size, parse_size
+from rawdiff.geometry import Size, check_size
+from rawdiff.limits import FITS, MAX_SEED
 
 __all__ = [
-    "MAX_SEED",
     "ControlRequest",
     "Request",
     "check_text",
-    "parse_control",
-    "parse_numbers",
-    "request_from_words",
 ]
 
-MAX_SEED = 2**32 - 1
 MAX_COUNT = 100_000
-FITS = ("crop", "pad", "stretch")
-SUGAR = ("depth", "normal", "canny")
-"""Kinds of control with an option of their own."""
-
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|nan|[+-]?inf"
-_SUFFIX = re.compile(rf"(?P<path>.+)@(?P<weight>{_NUMBER})(?:,(?P<start>{_NUMBER})-(?P<end>{_NUMBER}))?")
 
 
 @dataclass(frozen=True)
@@ -74,47 +62,6 @@ class ControlRequest:
             raise UsageError(f"control {self.kind}: weight {weight}; expected a finite number such as 1.0")
         if not 0.0 <= start < end <= 1.0:
             raise UsageError(f"control {self.kind}: window {start:g}-{end:g}; expected 0 <= start < end <= 1")
-
-
-def _exists(path: str) -> bool:
-    return "\0" not in path and Path(path).exists()
-
-
-def parse_control(text: str, exists: Callable[[str], bool] = _exists) -> ControlRequest:
-    """`KIND=PATH[@weight[,start-end]]` as a ControlRequest; raises UsageError.
-
-    An `@` belongs to the path where a file of the whole name is there.
-    """
-    kind, equals, rest = text.partition("=")
-    if not equals or not kind or not rest:
-        raise UsageError(
-            f"control {text!r}: expected KIND=PATH[@weight[,start-end]], such as depth=room.png@0.8,0-0.6"
-        )
-    if exists(rest):
-        return ControlRequest(kind, rest)
-    match = _SUFFIX.fullmatch(rest)
-    if match is None:
-        path, at, suffix = rest.rpartition("@")
-        if at and exists(path):
-            raise UsageError(
-                f"control {text!r}: {suffix!r} is no weight[,start-end], such as 0.8 or 0.8,0-0.6"
-            )
-        return ControlRequest(kind, rest)
-    window = () if match["start"] is None else (float(match["start"]), float(match["end"]))
-    return ControlRequest(kind, match["path"], float(match["weight"]), *window)
-
-
-def parse_numbers(what: str, text: str, *, whole: bool = False) -> tuple[float, ...]:
-    """`"999,749,499"` as numbers (int with `whole`); raises UsageError. Their order is the sampler's business."""
-    try:
-        numbers = tuple((int if whole else float)(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(
-            f"{what} {text[:80]!r}: expected numbers with commas between, 999,749,499 say"
-        ) from None
-    if not all(math.isfinite(number) for number in numbers):
-        raise UsageError(f"{what} {text[:80]!r}: expected finite numbers")
-    return numbers
 
 
 def check_text(what: str, text: object) -> str:
@@ -163,8 +110,10 @@ class Request:
         """This request with everything that `over` says said instead.
 
         A control of `over` takes the place of all of its kind here (and keeps the weight and window of a single
-        one, where it says none); an empty tuple drops every one. A schedule (steps, timesteps or sigmas) takes
-        the place of the schedule.
+        one, where it says none), and what was made from a depth map that is replaced is made from the new one; an
+        empty tuple drops every one. A schedule (steps, timesteps or sigmas) takes the place of the schedule. How
+        maps are read and used is forgotten with the last map. Raises UsageError where it cannot be told which of
+        several new depth maps something is to be made from.
         """
         said: dict[str, Any] = {
             field.name: getattr(over, field.name)
@@ -175,10 +124,54 @@ class Request:
         if any(name in said for name in schedule):
             said = {**dict.fromkeys(schedule), **said}
         if over.controls:
-            kinds = {control.kind for control in over.controls}
-            kept = (control for control in self.controls or () if control.kind not in kinds)
-            said["controls"] = (*kept, *(self._inherited(control) for control in over.controls))
-        return replace(self, **said)
+            said["controls"] = self._substituted(over.controls)
+        said["derive"] = tuple(dict.fromkeys((*self.derive, *over.derive)))
+        merged = replace(self, **said)
+        forgotten = set(merged._without_effect()) - set(self._without_effect())
+        return replace(merged, **{name: getattr(over, name) for name in forgotten})
+
+    def _substituted(self, given: tuple[ControlRequest, ...]) -> tuple[ControlRequest, ...]:
+        """The controls here with `given` in the places of their kinds, those of new kinds after them."""
+        own = self.controls or ()
+        new = {kind: [c for c in given if c.kind == kind] for kind in dict.fromkeys(c.kind for c in given)}
+        counts = {kind: sum(c.kind == kind for c in own) for kind in new}
+        depths = [c for c in own if c.kind == "depth"]
+        made: list[ControlRequest] = []
+        left = {kind: list(controls) for kind, controls in new.items()}
+        for control in own:
+            if control.kind not in new:
+                made.append(self._derived_again(control, depths, new.get("depth", [])))
+                continue
+            counts[control.kind] -= 1
+            place = left[control.kind]
+            taken = len(place) if counts[control.kind] == 0 else min(1, len(place))
+            made += [self._inherited(c) for c in place[:taken]]
+            del place[:taken]
+        return (*made, *(c for controls in left.values() for c in controls))
+
+    def _derived_again(
+        self, control: ControlRequest, depths: list[ControlRequest], new: list[ControlRequest]
+    ) -> ControlRequest:
+        """`control`, made from the new depth map if it was made from one that is replaced."""
+        sources = [k for k, d in enumerate(depths) if (d.path, d.sha256) == (control.path, control.sha256)]
+        if not new or not control.derive or not sources:
+            return control
+        paths = {new[k].path for k in sources} if len(new) == len(depths) else {c.path for c in new}
+        if len(paths) != 1:
+            raise UsageError(
+                f"{control.kind}: was made from a depth map that {len(new)} others replace: say which with "
+                f"--{control.kind} PATH --derive {control.kind}"
+            )
+        return replace(control, path=paths.pop(), sha256=None)
+
+    def _without_effect(self) -> list[str]:
+        """Names of what is said of maps where there is no map for it."""
+        controls = self.resolved()
+        of_any = [] if controls else ["fit", "guess"]
+        of_depth = (
+            [] if any(c.kind == "depth" or c.derive for c in controls) else ["depth_range", "depth_invert"]
+        )
+        return [name for name in of_any + of_depth if getattr(self, name) not in (None, False)]
 
     def _inherited(self, control: ControlRequest) -> ControlRequest:
         own = [own for own in self.controls or () if own.kind == control.kind]
@@ -231,36 +224,12 @@ class Request:
             raise UsageError(f"{' and '.join(schedule)} were given: the schedule is set by one of them")
         for control in self.resolved():
             control.check()
+        for name in self._without_effect():
+            kind = "depth map" if name.startswith("depth") else "map"
+            raise UsageError(
+                f"{name.replace('_', ' ')}: there is no {kind} for it: give one, with --depth PATH say, or leave it out"
+            )
         return self
-
-
-def request_from_words(
-    words: Mapping[str, Any],
-    *,
-    place: Callable[[str], str] = str,
-    exists: Callable[[str], bool] = _exists,
-) -> Request:
-    """The request in the words of the command line: `{"prompt": ..., "depth": PATH, "size": "768x512", ...}`.
-
-    `depth`, `normal`, `canny` and `control` (several texts, or "none" for none) become its controls, each path
-    sent through `place` (`exists` is asked before that); texts for size, timesteps and sigmas are parsed. None was
-    not said. Raises UsageError.
-    """
-    said = {key: value for key, value in words.items() if value is not None}
-    controls = [ControlRequest(kind, said.pop(kind)) for kind in SUGAR if kind in said]
-    texts = list(said.pop("control", ()))
-    controls += [parse_control(text, exists) for text in texts if text != "none"]
-    if controls and "none" in texts:
-        raise UsageError("control none: drops every control, so it goes with no other")
-    if controls or texts:
-        said["controls"] = tuple(replace(control, path=place(control.path)) for control in controls)
-    if isinstance(said.get("size"), str):
-        said["size"] = parse_size(said["size"])
-    for name in ("timesteps", "sigmas"):
-        if isinstance(said.get(name), str):
-            said[name] = parse_numbers(name, said[name], whole=name == "timesteps")
-    said["derive"] = tuple(said.get("derive", ()))
-    return Request(**said)
 
 
 def _check_whole(name: str, value: object, low: int, high: int) -> None:

@@ -11,7 +11,7 @@ then: a batch sees what it has already drawn without loading a network.
 
 from __future__ import annotations
 
-import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
@@ -27,6 +27,7 @@ from rawdiff.errors import ResourceError, UsageError, WeightsError
 from rawdiff.geometry import Size, format_size
 from rawdiff.jobs.job import Drawn, Job, Watcher, deciding, fitting_of, open_map
 from rawdiff.jobs.memory import DeviceFailedError, check_memory, is_device_failure, is_out_of_memory
+from rawdiff.jobs.recorded import described, recorded_scheduler
 from rawdiff.jobs.request import Request
 from rawdiff.model import Model, load
 from rawdiff.noise import NOISE_VERSION, check_seeds, random_seed
@@ -39,10 +40,16 @@ from rawdiff.weights.schedulers import scheduler_from_name
 if TYPE_CHECKING:
     from rawdiff.run import Run
 
-__all__ = ["MODEL_VARIABLE", "Workshop"]
+__all__ = ["MODEL_VARIABLE", "Workshop", "named_model"]
 
 MODEL_VARIABLE = "RAWDIFF_MODEL"
 """The environment variable that names a model where nobody else does."""
+
+
+def named_model(given: str | None) -> str | None:
+    """`given`, else what RAWDIFF_MODEL names, unless that is empty; None is the embedded model."""
+    return given if given is not None else os.environ.get(MODEL_VARIABLE) or None
+
 
 Say = Callable[[str], None]
 
@@ -96,11 +103,19 @@ class Workshop:
             self._nets[kind] = weights.open_source(known[kind], offline=self._offline, say=self.say)
         return self._nets[kind]
 
-    def plan(self, request: Request, *, batch: int = 1, beside: Path | None = None) -> Job:
+    def plan(
+        self,
+        request: Request,
+        *,
+        batch: int = 1,
+        beside: Path | None = None,
+        recorded: Mapping[str, Any] | None = None,
+    ) -> Job:
         """Everything about `request` but the pictures; no weights are read, though their files are hashed.
 
         Maps that a recipe names are looked for where it says and in the folder `beside`. `batch` is how many will
-        be drawn at once. Raises UsageError (SizeError), InputError, WeightsError, HubError.
+        be drawn at once, `recorded` what a recipe says of its sampler, which it then is, to the last setting. Raises
+        UsageError (SizeError), InputError, WeightsError, HubError.
         """
         request.check()
         count = 1 if request.count is None else request.count
@@ -122,10 +137,10 @@ class Workshop:
             )
             with self.probe("hints", host=True):
                 for control in controls:
-                    made_of: dict[str, Any] = {**fitting, "derive": control.derive, "say": _silent}
+                    made_of: dict[str, Any] = {**fitting, "derive": control.derive, "say": images.say_nothing}
                     images.make_hint(control.kind, control.source, size, **made_of)
             with self.probe("sampler, imports of diffusers", host=True):
-                sampler, described = self._sampler(request)
+                sampler, of_sampler = self._sampler(request, recorded)
         with self.probe("hashes", host=True):
             digests = weights.hashes(self.source, *PARTS)
             own = [weights.hashes(net, "controlnet") for net in nets]
@@ -140,10 +155,11 @@ class Workshop:
             **options,
             "prompt": request.prompt,
             "size": list(size),
-            "sampler": described,
+            "sampler": of_sampler,
             "controls": [deciding(*of, fitting) for of in zip(controls, own, strict=True)],
             "weights": digests,
             "noise": NOISE_VERSION,
+            "hints": images.HINTS_VERSION,
             "dtype": self.dtype_name,
         }
         made = self._made(request, [control.path for control in asked])
@@ -225,20 +241,23 @@ class Workshop:
         pictures = run.images()
         seconds = (time.perf_counter() - start) / count
         return [
-            Drawn(image, job.recipe(first + k, (k, count)), seconds, run.hints)
+            Drawn(image, job.recipe(first + k, (k, count), image), seconds, run.hints)
             for k, image in enumerate(pictures)
         ]
 
-    def _sampler(self, request: Request) -> tuple[Sampler, dict[str, Any]]:
+    def _sampler(
+        self, request: Request, recorded: Mapping[str, Any] | None
+    ) -> tuple[Sampler, dict[str, Any]]:
         """The sampler, and what a recipe says of it."""
         own = weights.load_scheduler(self.source)
-        name = self.defaults.sampler if request.sampler is None else request.sampler
+        given: Any = self.defaults.sampler if request.sampler is None else request.sampler
+        scheduler = own if given is None else scheduler_from_name(given, own.config)
+        if recorded is not None:
+            given = scheduler = recorded_scheduler(recorded, [scheduler, own])
         schedule: dict[str, Any] = {n: getattr(request, n) for n in ("steps", "timesteps", "sigmas")}
-        sampler, spec = build_sampler(name, own, **schedule, eta=float(request.eta or 0.0))
-        scheduler = own if name is None else scheduler_from_name(name, own.config)
-        config = {key: _plain(value) for key, value in scheduler.config.items() if not key.startswith("_")}
+        sampler, spec = build_sampler(given, own, **schedule, eta=float(request.eta or 0.0))
         schedule = {n: spec[n] for n in ("steps", "timesteps", "sigmas", "eta")}
-        return sampler, {"class": type(scheduler).__name__, "config": config, **schedule}
+        return sampler, {**described(scheduler), **schedule}
 
     def _made(self, request: Request, inputs: list[str]) -> dict[str, Any]:
         kinds = [control.kind for control in request.resolved()]
@@ -248,10 +267,14 @@ class Workshop:
             "model": {"name": self.source.name, "kind": self.source.kind, "revision": self.source.revision},
             "sampler": request.sampler,
             "inputs": inputs,
-            "nets": [self._named.get(kind) for kind in kinds],
+            "nets": [self._described_net(kind) if kind in self._named else None for kind in kinds],
             "device": self.device.type,
             "threads": torch.get_num_threads(),
         }
+
+    def _described_net(self, kind: str) -> dict[str, str]:
+        net = self.net(kind)
+        return {"name": self._named[kind], "kind": net.kind}
 
     def _check_clip_skip(self, clip_skip: int) -> None:
         layers = weights.read_config(self.source, "text_encoder").get("num_hidden_layers")
@@ -265,13 +288,6 @@ class Workshop:
         check_memory(unet, vae, size, batch=batch, device=self.device, dtype=self.dtype)
 
 
-def _plain(value: Any) -> Any:
-    """A config's value as JSON knows it: infinities (`lambda_min_clipped`) become words."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
-
-
 def _check_unchanged(run: Run, job: Job) -> None:
     """Raise WeightsError where a weight file was changed between planning and loading."""
     nets = [entry["weights"] for entry in run.recipe["controls"]]
@@ -279,7 +295,3 @@ def _check_unchanged(run: Run, job: Job) -> None:
         c["weights"] for c in job.picture["controls"]
     ]:
         raise WeightsError(f"{run.recipe['model']}: a weight file was changed while it was read: run again")
-
-
-def _silent(line: str) -> None:
-    """Say nothing: it is said when the hint is made for good."""

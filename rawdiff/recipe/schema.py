@@ -3,11 +3,12 @@
 {"format": 1, "id": SHA-256 of `picture`, "picture": {...}, "made": {...}}
 
 picture   prompt, negative, size [height, width], seed, guidance, rescale, clip_skip, guess, sampler, controls,
-          weights {file: SHA-256}, noise (version), dtype
+          weights {file: SHA-256}, noise and hints (versions), dtype
   sampler   class, config, steps, timesteps, sigmas, eta
   controls  kind, sha256 (of the map's bytes), derive, weight, start, end, fit, depth_range, depth_invert, weights
 made      rawdiff, torch, diffusers, transformers; model {name, kind, revision}; sampler (the name asked for);
-          inputs [path], nets [name]: one for each control; device, threads; batch [place, size]
+          inputs [path], nets [{name, kind} or null]: one for each control; device, threads; batch [place, size];
+          pixels (SHA-256 of the finished picture; null in a plan)
 """
 
 from __future__ import annotations
@@ -157,6 +158,14 @@ def _several(test: Test, count: int | None = None) -> Test:
     )
 
 
+def _object(**tests: Test) -> Test:
+    return lambda value: (
+        isinstance(value, dict)
+        and value.keys() == tests.keys()
+        and all(test(value[key]) for key, test in tests.items())
+    )
+
+
 def _range(value: Any) -> bool:
     return value == "auto" or _several(_number, 2)(value)
 
@@ -178,6 +187,7 @@ _PICTURE: dict[str, Test] = {
     "controls": _controls,
     "weights": _digests,
     "noise": _whole,
+    "hints": _whole,
     "dtype": _text,
 }
 _SAMPLER: dict[str, Test] = {
@@ -205,19 +215,14 @@ _MADE: dict[str, Test] = {
     "torch": _text,
     "diffusers": _text,
     "transformers": _text,
-    "model": lambda value: (
-        isinstance(value, dict)
-        and value.keys() == {"name", "kind", "revision"}
-        and _text(value["name"])
-        and _text(value["kind"])
-        and _maybe(_text)(value["revision"])
-    ),
+    "model": _object(name=_text, kind=_text, revision=_maybe(_text)),
     "sampler": _maybe(_text),
     "inputs": _several(_text),
-    "nets": _several(_maybe(_text)),
+    "nets": _several(_maybe(_object(name=_text, kind=_text))),
     "device": _text,
     "threads": _whole,
     "batch": _several(_whole, 2),
+    "pixels": _maybe(_digest),
 }
 
 

@@ -23,17 +23,19 @@ PALE: Colour = (243, 244, 246)
 FAINT: Colour = (110, 120, 135)
 
 
-def check_plot_path(path: str | Path) -> Path:
-    """`path` if a plot can be written by that name; raises UsageError."""
+def check_plot_path(path: str | Path, *, overwrite: bool = False) -> Path:
+    """`path` if a plot can be written by that name, which is free unless `overwrite`; raises UsageError."""
     path = Path(path)
     if path.suffix.lower() not in (".svg", ".png"):
         raise UsageError(f"plot {path}: expected a name that ends in .svg or .png")
+    if not overwrite and (path.exists() or path.is_symlink()):
+        raise UsageError(f"plot {path}: exists already; choose another name, or --overwrite")
     return path
 
 
 def write_plot(path: str | Path, table: SamplerTable, *, overwrite: bool = False) -> Path:
     """Draw a table to a file, by its ending as SVG or PNG; raises UsageError, ResourceError."""
-    path = check_plot_path(path)
+    path = check_plot_path(path, overwrite=overwrite)
     scene = draw_table(table)
     data = scene.svg() if path.suffix.lower() == ".svg" else scene.png()
     return write_file(path, data, overwrite=overwrite)

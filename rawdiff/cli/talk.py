@@ -1,0 +1,60 @@
+"""What `rawdiff gen` asks, and how it tells of plans and pictures."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rawdiff.cli.terminal import Console
+from rawdiff.errors import UsageError
+from rawdiff.geometry import format_size
+from rawdiff.jobs.request import Request
+from rawdiff.jobs.words import request_from_words
+
+if TYPE_CHECKING:
+    from rawdiff.jobs.job import Drawn, Job
+
+__all__ = ["complete", "picture_line", "print_plan"]
+
+
+def complete(request: Request, console: Console) -> Request:
+    """The request with a prompt: from standard input, or from a person who is asked."""
+    if request.prompt == "-":
+        return replace(request, prompt=console.read_prompt())
+    if request.prompt is not None:
+        return request
+    if not console.can_ask:
+        raise UsageError("no prompt: say what to draw, with --prompt TEXT (or -p - to read standard input)")
+    prompt = console.ask("What shall the picture show?")
+    if not prompt:
+        raise UsageError("no prompt: say what to draw, with --prompt TEXT")
+    said: dict[str, Any] = {"prompt": prompt}
+    if request.controls is None:
+        depth = console.ask("Depth map (a path; empty for none)?")
+        said |= {"depth": depth} if depth else {}
+    return request.merged(request_from_words(said))
+
+
+def picture_line(path: Path, drawn: Drawn) -> str:
+    """What `--json` says of a finished picture."""
+    picture = drawn.recipe["picture"]
+    height, width = picture["size"]
+    said = {"path": str(path), "id": drawn.recipe["id"], "seed": picture["seed"]}
+    return json.dumps({**said, "size": format_size((height, width)), "seconds": round(drawn.seconds, 3)})
+
+
+def print_plan(job: Job, json_lines: bool) -> None:
+    """What a dry run says."""
+    if json_lines:
+        for k in range(len(job.seeds)):
+            print(json.dumps(job.recipe(k)))
+        return
+    print(job.describe())
+    for control in job.controls:
+        print(
+            f"{control.kind} from {control.source.name}, weight {control.weight:g}, {control.start:g}-{control.end:g}"
+        )
+    for seed, name in zip(job.seeds, job.ids(), strict=True):
+        print(f"seed {seed}: {name}")
