@@ -45,17 +45,34 @@ class Sampler(Protocol):
     """
 
     @property
-    def rows(self) -> Sequence[SamplerRow]: ...
+    def rows(self) -> Sequence[SamplerRow]:
+        """One for each evaluation of the network."""
+        ...
+
     @property
-    def order(self) -> int: ...
+    def order(self) -> int:
+        """Evaluations that a timestep takes: 1, or 2 for Heun and its kin."""
+        ...
+
     @property
-    def init_scale(self) -> float: ...
+    def init_scale(self) -> float:
+        """What unit noise is multiplied by before row 0."""
+        ...
+
     @property
-    def state_size(self) -> int: ...
+    def state_size(self) -> int:
+        """Tensors like x that the state holds; 0 where it is an object of the sampler's own."""
+        ...
+
     @property
-    def prediction_type(self) -> str: ...
+    def prediction_type(self) -> str:
+        """What the network's output is: "epsilon", "v_prediction", "sample"."""
+        ...
+
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """As it was asked for, or the scheduler's class."""
+        ...
 
     def start(self, x: torch.Tensor) -> Any:
         """The sampler's state before the first row."""

@@ -63,12 +63,15 @@ class SafetensorsFile:
         self.entries, self.metadata = parse_header(raw, size_bytes - self._data_start, str(path))
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of each tensor by name."""
         return {name: entry.shape for name, entry in self.entries.items()}
 
     def dtypes(self) -> Mapping[str, str]:
+        """Dtype of each tensor by name, as safetensors names them."""
         return {name: entry.dtype for name, entry in self.entries.items()}
 
     def read(self, name: str) -> Tensor:
+        """One tensor on the CPU, in memory of its own; raises WeightsError, ResourceError."""
         entry: Entry = self.entries[name]
         dtype = DTYPES[entry.dtype][0]
         if dtype is None:
@@ -80,6 +83,7 @@ class SafetensorsFile:
         return data.view(dtype).reshape(entry.shape)
 
     def close(self) -> None:
+        """Give back the file."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -139,17 +143,21 @@ class PickleFile:
         self._table: dict[str, Tensor] = table
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of each tensor by name."""
         return {name: tuple(value.shape) for name, value in self._table.items()}
 
     def dtypes(self) -> Mapping[str, str]:
+        """Dtype of each tensor by name, as safetensors names them."""
         names = {dtype: name for name, (dtype, _) in DTYPES.items() if dtype is not None}
         return {name: names.get(value.dtype, str(value.dtype)) for name, value in self._table.items()}
 
     def read(self, name: str) -> Tensor:
+        """One tensor on the CPU, in memory of its own."""
         # A copy: tensors of one pickle may be views of one large storage.
         return self._table[name].detach().clone(memory_format=torch.contiguous_format)
 
     def close(self) -> None:
+        """Give back the file."""
         self._table = {}
 
 
