@@ -15,6 +15,7 @@ Never yield inside a span: the caller's own time would be counted.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -64,11 +65,16 @@ class Node:
         """What its children do not account for."""
         return self.total_ms - sum(child.total_ms for child in self.children.values())
 
-    def walk(self, depth: int = 0) -> Iterator[tuple[int, Node]]:
-        """This node and all below it, with their depths."""
+    def walk(self, depth: int = 0, *, least_rest_ms: float = math.inf) -> Iterator[tuple[int, Node]]:
+        """This node and all below it, with their depths.
+
+        Where children leave more than `least_rest_ms` unaccounted for, a node named "(other)" follows them.
+        """
         yield depth, self
         for child in self.children.values():
-            yield from child.walk(depth + 1)
+            yield from child.walk(depth + 1, least_rest_ms=least_rest_ms)
+        if self.children and self.rest_ms > least_rest_ms:
+            yield depth + 1, Node("(other)", 1, self.rest_ms)
 
     def as_dict(self) -> dict[str, Any]:
         """The tree as plain values, for JSON."""
@@ -136,9 +142,12 @@ class Probe:
         return self._root
 
     def table(self) -> str:
-        """The tree as lines of name, count, milliseconds and share of the total."""
+        """The tree as lines of name, count, milliseconds and share of the total.
+
+        What a span's children leave unaccounted for is a line of its own, "(other)", from 1% of the total on.
+        """
         root = self.tree()
-        nodes = list(root.walk())
+        nodes = list(root.walk(least_rest_ms=root.total_ms / 100))
         width = max(2 * depth + len(node.name) for depth, node in nodes)
         lines = []
         for depth, node in nodes:
