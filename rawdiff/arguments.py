@@ -1,49 +1,149 @@
-"""Arguments of `Model.prepare`, checked and spread over the images of a batch."""
+"""Arguments of the Python door, checked and spread over the images of a batch."""
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rawdiff.errors import InputError, UsageError
 from rawdiff.noise import Noise
+from rawdiff.plan import is_number
 from rawdiff.prompts import check_prompt
 from rawdiff.sampler import Sampler, make_sampler
+from rawdiff.weights import Source
 from rawdiff.weights.schedulers import scheduler_from_name
 
-__all__ = ["STEPS", "build_sampler", "count_prompts", "given_latents", "spread_prompts", "spread_scales"]
+__all__ = [
+    "STEPS",
+    "build_sampler",
+    "check_callables",
+    "check_fit",
+    "check_flags",
+    "check_nets",
+    "check_number",
+    "check_path",
+    "check_whole",
+    "count_prompts",
+    "given_latents",
+    "rebuild_sampler",
+    "shown",
+    "spread_prompts",
+    "spread_scales",
+]
+
+FITS = ("crop", "pad", "stretch")
 
 STEPS = 20
 """Steps where neither a number nor a schedule is given."""
 
 
+def shown(value: object) -> str:
+    """`value` as an error's line shows it: on one line, and not without end."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def check_number(what: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
+    """`value` as a float if it is a finite number from `low` to `high`; raises UsageError."""
+    if not is_number(value) or not low <= value <= high:
+        limits = "" if math.inf in (-low, high) else f" from {low:g} to {high:g}"
+        raise UsageError(f"{what} {shown(value)}: expected a {'' if limits else 'finite '}number{limits}")
+    return float(value)
+
+
+def check_whole(what: str, value: object, low: int = 0) -> int:
+    """`value` if it is a whole number of at least `low`; raises UsageError."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise UsageError(f"{what} {shown(value)}: expected a whole number, {low} or more")
+    return value
+
+
+def check_flags(**flags: object) -> None:
+    """Raise UsageError for one that is not True or False."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise UsageError(f"{name} {shown(value)}: expected True or False")
+
+
+def check_callables(**functions: object) -> None:
+    """Raise UsageError for one that cannot be called."""
+    for name, value in functions.items():
+        if not callable(value):
+            raise UsageError(f"{name} {shown(value)}: expected something to call")
+
+
+def check_fit(fit: object) -> None:
+    """Raise UsageError unless `fit` is a way of fitting a map, or None; there may be no map to notice."""
+    if fit is not None and (not isinstance(fit, str) or fit not in FITS):
+        raise UsageError(f"fit {shown(fit)}: expected {', '.join(FITS)}, or None")
+
+
+def check_path(what: str, value: object) -> Path:
+    """`value` as a Path; raises UsageError."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise UsageError(f"{what} {shown(value)}: expected a path")
+    return Path(value)
+
+
+def check_nets(given: object, controls: object) -> dict[str, Any]:
+    """What `load` is told of the nets: kind -> folder or hub id; raises UsageError for other types."""
+    if isinstance(controls, str) or not isinstance(controls, Sequence):
+        raise UsageError(f"controls {shown(controls)}: expected a list of kinds, such as ['depth']")
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise UsageError(f"nets {shown(given)}: expected {{kind: folder or hub id}}")
+    for kind, source in given.items():
+        if not isinstance(kind, str):
+            raise UsageError(f"nets: the kind {shown(kind)}: expected text, such as 'depth'")
+        if isinstance(source, nn.Module):
+            raise UsageError(
+                f"nets: {kind} is a module: expected a folder or hub id; give it as Control(..., net=module)"
+            )
+        if not isinstance(source, (str, os.PathLike, Source)):
+            raise UsageError(f"nets: {kind} is {shown(source)}: expected a folder or hub id")
+    return dict(given)
+
+
 def count_prompts(prompt: str | Sequence[str], count: int) -> int:
     """How many prompts there are; raises UsageError for none, or for a `count` of images that is no count."""
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise UsageError(f"count {count!r}: expected a whole number of images for each prompt, 1 or more")
+        raise UsageError(
+            f"count {shown(count)}: expected a whole number of images for each prompt, 1 or more"
+        )
     if isinstance(prompt, str):
         return 1
     if not isinstance(prompt, Sequence) or not prompt:
-        raise UsageError(f"prompt {prompt!r}: expected text, or a list of texts")
+        raise UsageError(f"prompt {shown(prompt)}: expected text, or a list of texts")
     return len(prompt)
 
 
 def spread_prompts(what: str, given: str | Sequence[str], prompts: int, count: int) -> list[str]:
     """One text for each image: a single one for all, one for each of `prompts`, or one for each image."""
+    if not isinstance(given, Sequence):
+        raise UsageError(f"{what} {shown(given)}: expected text, or a list of texts")
     texts = [given] if isinstance(given, str) else list(given)
     return [check_prompt(text) for text in _spread(what, texts, prompts, count)]
 
 
-def spread_scales(given: float | Sequence[float], prompts: int, count: int) -> list[float]:
-    """One guidance scale for each image."""
-    scales = list(given) if isinstance(given, (Sequence, Tensor)) and not isinstance(given, str) else [given]
+def spread_scales(given: float | Sequence[float] | Tensor, prompts: int, count: int) -> list[float]:
+    """One guidance scale for each image; a tensor or array counts as the numbers that it holds."""
+    if isinstance(given, (Tensor, np.ndarray)):
+        given = given.tolist()
+    scales = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
     for scale in scales:
-        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
-            raise UsageError(f"guidance {scale!r}: expected a finite number, 7.5 say, 1 or less for none")
+        if not is_number(scale):
+            raise UsageError(
+                f"guidance {shown(scale)}: expected a finite number, 7.5 say, 1 or less for none"
+            )
     return [float(scale) for scale in _spread("guidance", scales, prompts, count)]
 
 
@@ -70,17 +170,19 @@ def build_sampler(
     """The sampler that is asked for, and what a recipe says of it.
 
     `given` is a name, a diffusers scheduler, a Sampler (its schedule is its own), or None for the model's
-    `default` scheduler. Raises UsageError.
+    `default` scheduler. A recipe holds the class and the config, of a Sampler its rows' SHA-256. Raises
+    UsageError.
     """
-    if not math.isfinite(eta):
-        raise UsageError(f"eta {eta}: expected a number from 0 to 1")
+    eta = check_number("eta", eta, 0.0, 1.0)
+    timesteps, sigmas = _listed("timesteps", timesteps), _listed("sigmas", sigmas)
     named: Mapping[str, Any] = {"steps": steps, "timesteps": timesteps, "sigmas": sigmas}
     if hasattr(given, "rows") and hasattr(given, "update"):
         extra = [name for name, value in named.items() if value is not None] + (["eta"] if eta else [])
         if extra:
             raise UsageError(f"{' and '.join(extra)}: a Sampler brings its own schedule; make it with that")
         sampler: Sampler = given
-        return sampler, {"name": sampler.name, "given": "sampler"}
+        kind = type(sampler).__name__
+        return sampler, {"name": sampler.name, "given": "sampler", "class": kind, "rows": _digest(sampler)}
     if steps is None and timesteps is None and sigmas is None:
         steps = STEPS
     if given is None or isinstance(given, str):
@@ -88,7 +190,7 @@ def build_sampler(
     elif hasattr(given, "set_timesteps") and hasattr(given, "step"):
         scheduler = given
     else:
-        raise UsageError(f"sampler {given!r}: expected a name, a diffusers scheduler or a Sampler")
+        raise UsageError(f"sampler {shown(given)}: expected a name, a diffusers scheduler or a Sampler")
     made = make_sampler(
         scheduler,
         steps=steps,
@@ -100,12 +202,76 @@ def build_sampler(
     spec = {
         "name": made.name,
         "given": "name" if isinstance(given, str) else "default" if given is None else "scheduler",
+        "class": type(scheduler).__name__,
+        "config": _config(scheduler),
         "steps": steps,
         "timesteps": None if timesteps is None else [int(t) for t in timesteps],
         "sigmas": None if sigmas is None else [float(sigma) for sigma in sigmas],
-        "eta": float(eta),
+        "eta": eta,
     }
     return made, spec
+
+
+def rebuild_sampler(
+    path: str | Path, spec: Mapping[str, Any], given: Any, default: Any
+) -> tuple[Sampler, dict[str, Any]]:
+    """The sampler that a saved recipe's `spec` describes; `given` is needed where it was one's own, and only there.
+
+    Raises UsageError.
+    """
+    own = spec["given"] in ("sampler", "scheduler")
+    if own and given is None:
+        raise UsageError(
+            f"{path}: was made with a {spec['given']} of one's own, {spec['name']}: give it again"
+        )
+    if not own and given is not None:
+        raise UsageError(f"{path}: was made with {spec['name']}, which it names itself: leave sampler out")
+    empty: dict[str, Any] = {"steps": None, "timesteps": None, "sigmas": None, "eta": 0.0}
+    schedule = {key: spec.get(key, value) for key, value in empty.items()}
+    return build_sampler(spec["name"] if spec["given"] == "name" else given, default, **schedule)
+
+
+def _listed(what: str, given: Any) -> list[Any] | None:
+    """A schedule of one's own as a list, its numbers as they are."""
+    if isinstance(given, (Tensor, np.ndarray)):
+        given = given.tolist()
+    if given is None or (isinstance(given, Sequence) and all(is_number(value) for value in given)):
+        return None if given is None else list(given)
+    raise UsageError(f"{what} {shown(given)}: expected a list of finite numbers, descending")
+
+
+def _config(scheduler: Any) -> dict[str, Any]:
+    """A scheduler's config as plain values, without what diffusers notes for itself."""
+    config = getattr(scheduler, "config", None)
+    if not isinstance(config, Mapping):
+        return {}
+    return {str(key): _plain(value) for key, value in config.items() if not str(key).startswith("_")}
+
+
+def _plain(value: Any) -> Any:
+    """As JSON knows it: infinities (`lambda_min_clipped`) become words, what it does not know its type's name."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else str(value)
+        case list() | tuple():
+            return [_plain(inner) for inner in value]
+        case np.ndarray() | np.generic() | Tensor():
+            return _plain(value.tolist())
+        case Mapping():
+            return {str(key): _plain(inner) for key, inner in value.items()}
+        case _:
+            return type(value).__name__
+
+
+def _digest(sampler: Sampler) -> str:
+    """SHA-256 over all that a sampler's rows say."""
+    sha256 = hashlib.sha256()
+    for row in sampler.rows:
+        numbers = (row.t, row.in_scale, row.signal, row.sigma, row.x0_a, row.x0_b, row.draws)
+        sha256.update(np.array(numbers, dtype="<f8").tobytes() + row.weights.astype("<f8").tobytes())
+    return sha256.hexdigest()
 
 
 def given_latents(latents: Tensor, noise: Noise) -> Tensor:

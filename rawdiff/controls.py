@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -13,7 +14,7 @@ from rawdiff.errors import UsageError
 from rawdiff.geometry import Size, check_size, size_like
 from rawdiff.plan import Window
 
-__all__ = ["Control", "choose_size", "gather", "make_hints"]
+__all__ = ["Control", "choose_size", "gather", "make_hints", "recall"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +66,10 @@ class Control:
 
 def gather(depth: Any, normal: Any, canny: Any, controls: Sequence[Control]) -> tuple[Control, ...]:
     """The short forms and the long ones together, in that order."""
+    if isinstance(controls, (str, Control)) or not isinstance(controls, Sequence):
+        raise UsageError(
+            f"controls is a {type(controls).__name__}: expected a list of rawdiff.Control(kind, source, ...)"
+        )
     short = [
         Control(k, v) for k, v in (("depth", depth), ("normal", normal), ("canny", canny)) if v is not None
     ]
@@ -73,9 +78,32 @@ def gather(depth: Any, normal: Any, canny: Any, controls: Sequence[Control]) -> 
             raise UsageError(
                 f"controls holds a {type(control).__name__}: expected rawdiff.Control(kind, source, ...)"
             )
+        if not isinstance(control.kind, str):
+            raise UsageError(f"control kind {control.kind!r}: expected text, such as 'depth'")
+        if not isinstance(control.derive, bool):
+            raise UsageError(f"control derive {control.derive!r}: expected True or False")
         if control.source is None:
             raise UsageError(f"control {control.kind!r} has no source: give a path, picture, array or tensor")
     return (*short, *controls)
+
+
+def recall(
+    path: str | Path, entries: Sequence[Mapping[str, Any]], modules: Sequence[nn.Module]
+) -> tuple[Control, ...]:
+    """The controls that a saved recipe describes, with their nets' modules where it was made with such.
+
+    Raises UsageError for modules that are missing, or not one for each control.
+    """
+    wanted = tuple(Control.from_recipe(entry) for entry in entries)
+    if isinstance(modules, nn.Module) or not isinstance(modules, Sequence):
+        raise UsageError(f"modules is a {type(modules).__name__}: expected a list, one for each control")
+    if modules:
+        if len(modules) != len(wanted) or not all(isinstance(module, nn.Module) for module in modules):
+            raise UsageError(f"{path}: expected {len(wanted)} modules, one for each control, in their order")
+        return tuple(replace(control, net=net) for control, net in zip(wanted, modules, strict=True))
+    if any(entry["module"] for entry in entries):
+        raise UsageError(f"{path}: was made with modules as ControlNets: give them again")
+    return wanted
 
 
 def choose_size(size: Size | None, native: Size, samples: Sequence[images.Samples]) -> Size:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rawdiff.errors import NonFiniteError
+from rawdiff.nets.memory import telling_out_of_memory
 from rawdiff.noise import Noise
 from rawdiff.plan import Plan, Row
 from rawdiff.predict import Predict
@@ -31,13 +32,17 @@ def advance(
     watch: Sequence[str] = (),
     probe: ProbeLike = NO_PROBE,
 ) -> tuple[RunState, Step]:
-    """One evaluation: the state after it, and a Step to look at it. The state given is left as it was."""
+    """One evaluation: the state after it, and a Step to look at it. The state given is left as it was.
+
+    Raises ResourceError where memory gives out.
+    """
     row = state.plan(plan).rows[state.i]
     sampler, k = row.sampler, row.step.index
-    prediction = predict(sampler.scale_input(state.x, k), row, probe)
-    with probe("sampler"):
-        drawn = noise.draw(state.draws) if row.step.draws else None
-        x_next, s_next = sampler.update(k, state.x, prediction.guided, drawn, state.s)
+    with telling_out_of_memory(f"step {row.index}", state.x.device):
+        prediction = predict(sampler.scale_input(state.x, k), row, probe)
+        with probe("sampler"):
+            drawn = noise.draw(state.draws) if row.step.draws else None
+            x_next, s_next = sampler.update(k, state.x, prediction.guided, drawn, state.s)
     after = state.after(x_next, s_next, row.step.draws)
     return after, Step(row, state.x, prediction, after, watch)
 

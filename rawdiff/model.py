@@ -10,7 +10,6 @@ run.image().save("cube.png")
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,26 @@ import torch
 from torch import Tensor
 
 from rawdiff import images, saved, weights
-from rawdiff.arguments import build_sampler, count_prompts, given_latents, spread_prompts, spread_scales
+from rawdiff.arguments import (
+    build_sampler,
+    check_callables,
+    check_fit,
+    check_flags,
+    check_nets,
+    check_path,
+    check_whole,
+    count_prompts,
+    given_latents,
+    rebuild_sampler,
+    shown,
+    spread_prompts,
+    spread_scales,
+)
 from rawdiff.conditions import Conditions, Context
-from rawdiff.controls import Control, choose_size, gather, make_hints
+from rawdiff.controls import Control, choose_size, gather, make_hints, recall
 from rawdiff.errors import UsageError
 from rawdiff.geometry import Size, latent_size
+from rawdiff.loop import Constrain
 from rawdiff.noise import NOISE_VERSION, Noise, check_seeds, random_seed
 from rawdiff.parts import Parts
 from rawdiff.plan import Plan, make_plan
@@ -32,14 +46,13 @@ from rawdiff.probes import NO_PROBE, ProbeLike
 from rawdiff.prompts import encode_prompts
 from rawdiff.run import Run, Setup
 from rawdiff.state import start
+from rawdiff.step import check_watch
 from rawdiff.version import __version__
 
 __all__ = ["Control", "Model", "Run", "load"]
 
 WATCH = ("x", "uncond", "cond", "guided", "x0")
 """What a run prepared from Python keeps of each step."""
-
-SCHEDULE: dict[str, Any] = {"steps": None, "timesteps": None, "sigmas": None, "eta": 0.0}
 
 Say = Callable[[str], None]
 
@@ -63,6 +76,9 @@ def load(
     else the CPU, the dtype fp16 or fp32 after it. Raises WeightsError, HubError, ResourceError,
     UsageError.
     """
+    check_callables(say=say, probe=probe)
+    check_flags(offline=offline)
+    known = check_nets(nets, controls)
     chosen = weights.choose_device(device)
     kind = weights.choose_dtype(chosen, dtype)
     opened = weights.open_source(source, revision=revision, offline=offline, say=say)
@@ -86,7 +102,7 @@ def load(
             device=chosen,
             dtype=kind,
             defaults=weights.read_defaults(opened),
-            nets=nets,
+            nets=known,
             offline=offline,
             say=say,
         )
@@ -109,7 +125,7 @@ class Model(Parts):
         controls: Sequence[Control] = (),
         size: Size | None = None,
         steps: int | None = None,
-        guidance: float | Sequence[float] | None = None,
+        guidance: float | Sequence[float] | Tensor | None = None,
         rescale: float = 0.0,
         clip_skip: int = 0,
         guess: bool = False,
@@ -139,6 +155,11 @@ class Model(Parts):
         what a person should know, a line at a time. Raises UsageError (SizeError), InputError,
         WeightsError.
         """
+        check_callables(say=say, probe=probe)
+        check_flags(guess=guess, depth_invert=depth_invert)
+        check_whole("clip skip", clip_skip)
+        check_fit(fit)
+        check_watch(watch)
         distinct = count_prompts(prompt, count)
         prompts = spread_prompts("prompt", prompt, distinct, count)
         negatives = spread_prompts("negative prompt", negative, distinct, count)
@@ -198,6 +219,7 @@ class Model(Parts):
         run: Run | None = None,
         sampler: Any = None,
         modules: Sequence[Any] = (),
+        constrain: Constrain | None = None,
         watch: Sequence[str] = WATCH,
         say: Say = images.say_on_stderr,
         probe: ProbeLike = NO_PROBE,
@@ -206,28 +228,23 @@ class Model(Parts):
 
         With `run`, one just prepared, the two recipes must be the same. `sampler` is needed where the run was
         prepared with a scheduler or Sampler of one's own, `modules` (one for each control) where it was with
-        modules. Raises InputError for a file that is damaged, or made with other weights, recipe or
-        versions.
+        modules, `constrain` where `Run.constrain` was in force: no file holds these, and without them it
+        would be another run. Raises InputError for a file that is damaged, or made with other weights, recipe
+        or versions, UsageError for a part that has to be given again.
         """
+        path = check_path("path", path)
+        check_callables(say=say, probe=probe)
+        if run is not None and not isinstance(run, Run):
+            raise UsageError(f"run {shown(run)}: expected a run that was just prepared")
         held = saved.load(path, self.device)
         if run is not None:
             saved.check_same(path, held.recipe, run.recipe)
         saved.check_same(path, {key: held.recipe.get(key) for key in self._recipe()}, self._recipe())
         recipe = held.recipe
-        wanted = [Control.from_recipe(entry) for entry in recipe["controls"]]
-        if modules:
-            wanted = [replace(control, net=net) for control, net in zip(wanted, modules, strict=True)]
-        elif any(entry["module"] for entry in recipe["controls"]):
-            raise UsageError(f"{path}: was made with modules as ControlNets: give them again")
-        spec = recipe["sampler"]
-        if spec["given"] in ("sampler", "scheduler") and sampler is None:
-            raise UsageError(
-                f"{path}: was made with a {spec['given']} of one's own, {spec['name']}: give it again"
-            )
-        if spec["given"] == "name":
-            sampler = spec["name"]
-        schedule = {key: spec[key] for key in ("steps", "timesteps", "sigmas", "eta") if key in spec}
-        made, _ = build_sampler(sampler, self.scheduler, **{**SCHEDULE, **schedule})
+        held.check_constraint(constrain)
+        wanted = recall(path, recipe["controls"], modules)
+        made, spec = rebuild_sampler(path, recipe["sampler"], sampler, self.scheduler)
+        saved.check_same(path, {"sampler": recipe["sampler"]}, {"sampler": spec})
         windows = [control.window for control in wanted]
         plan = make_plan(
             made, guidance=recipe["guidance"], rescale=recipe["rescale"], windows=windows, device=self.device
@@ -242,7 +259,10 @@ class Model(Parts):
             name = f"controlnet {control.kind}"
             saved.check_same(path, {name: entry["weights"]}, {name: self.net_hashes(control)})
         noise = Noise(recipe["seeds"], latent_size(tuple(recipe["size"])), self.device)
-        return Run(setup, held.state, noise, watch=watch, x0=held.x0)
+        resumed = Run(setup, held.state, noise, watch=watch, x0=held.x0)
+        if held.constraint is not None:
+            resumed.constrain(constrain, forget=held.constraint["forget"])
+        return resumed
 
     def _recipe(self) -> dict[str, Any]:
         """What of a recipe is the model's."""

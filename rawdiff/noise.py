@@ -41,7 +41,8 @@ def check_seeds(seed: int | Sequence[int], count: int) -> tuple[int, ...]:
         )
     for number in seeds:
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= MAX_SEED:
-            raise UsageError(f"seed {number!r}: expected a whole number from 0 to {MAX_SEED}")
+            shown = " ".join(repr(number).split())[:60]
+            raise UsageError(f"seed {shown}: expected a whole number from 0 to {MAX_SEED}")
     return seeds
 
 

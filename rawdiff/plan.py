@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -17,7 +18,12 @@ from torch import Tensor
 from rawdiff.errors import UsageError
 from rawdiff.sampler import Sampler, SamplerRow
 
-__all__ = ["Plan", "Row", "Window", "make_plan"]
+__all__ = ["Plan", "Row", "Window", "is_number", "make_plan"]
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether `value` is an int or a float, finite, and no bool."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -29,10 +35,10 @@ class Window:
     end: float = 1.0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.weight):
-            raise UsageError(f"control weight {self.weight}: expected a finite number, such as 1.0")
-        if not 0.0 <= self.start < self.end <= 1.0:
-            raise UsageError(f"control window {self.start}-{self.end}: expected 0 <= start < end <= 1")
+        if not is_number(self.weight):
+            raise UsageError(f"control weight {self.weight!r}: expected a finite number, such as 1.0")
+        if not (is_number(self.start) and is_number(self.end) and 0.0 <= self.start < self.end <= 1.0):
+            raise UsageError(f"control window {self.start!r}-{self.end!r}: expected 0 <= start < end <= 1")
 
     def weight_at(self, i: int, count: int) -> float:
         """The weight at evaluation `i` of `count`: 0 unless all of it lies inside the window."""
@@ -190,9 +196,9 @@ def make_plan(
     output's spread back towards the cond output's (Lin et al. 2023, arXiv 2305.08891).
     """
     for scale in guidance:
-        if not math.isfinite(scale) or scale < 0.0:
-            raise UsageError(f"guidance {scale}: expected a finite number, 1 or less for none, 7.5 say")
-    if not 0.0 <= rescale <= 1.0:
-        raise UsageError(f"rescale {rescale}: expected a number from 0 to 1")
+        if not is_number(scale) or scale < 0.0:
+            raise UsageError(f"guidance {scale!r}: expected a finite number, 1 or less for none, 7.5 say")
+    if not is_number(rescale) or not 0.0 <= rescale <= 1.0:
+        raise UsageError(f"rescale {rescale!r}: expected a number from 0 to 1")
     scales = [max(1.0, float(scale)) for scale in guidance]
     return Plan(sampler, guidance=scales, rescale=rescale, windows=windows, device=torch.device(device))

@@ -15,6 +15,7 @@ from torch import Tensor
 from rawdiff.conditions import Conditions
 from rawdiff.nets import blocks, controlnet, unet
 from rawdiff.nets.controlnet import Residuals
+from rawdiff.nets.memory import telling_out_of_memory
 from rawdiff.plan import Plan, Row
 from rawdiff.probes import NO_PROBE, ProbeLike
 
@@ -152,7 +153,7 @@ def prepare(
         if not plan.active(k):
             networks.controls.append(None)
             continue
-        with probe("hint features"):
+        with probe("hint features"), telling_out_of_memory("the hints' features", device):
             features = controlnet.embed_hint(module, hint.to(device, dtype))
         scales = controlnet.guess_scales(module) if guess else None
         networks.controls.append(

@@ -11,6 +11,7 @@ from torch import Tensor
 from rawdiff.errors import UsageError
 from rawdiff.images import Say, say_on_stderr
 from rawdiff.nets import text
+from rawdiff.nets.memory import telling_out_of_memory
 from rawdiff.probes import NO_PROBE, ProbeLike
 
 __all__ = ["check_prompt", "encode_prompts", "tokenize"]
@@ -63,7 +64,7 @@ def encode_prompts(
     length = min(int(tokenizer.model_max_length), int(encoder.config.max_position_embeddings))
     with probe("tokens", host=True):
         ids = tokenize(tokenizer, different, length, say)
-    with probe("text encoder"):
-        device = next(encoder.parameters()).device
+    device = next(encoder.parameters()).device
+    with probe("text encoder"), telling_out_of_memory("the text encoder", device):
         context = text.encode(encoder, ids.to(device), clip_skip)
     return context[[different.index(prompt) for prompt in prompts]]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rawdiff import images, saved
+from rawdiff.arguments import check_callables, check_flags, check_path, check_whole
 from rawdiff.conditions import Conditions
 from rawdiff.decode import decode
 from rawdiff.errors import UsageError
@@ -21,7 +22,7 @@ from rawdiff.plan import Plan
 from rawdiff.predict import Predict
 from rawdiff.probes import ProbeLike
 from rawdiff.sampler import Sampler
-from rawdiff.state import RunState
+from rawdiff.state import RunState, check_state
 from rawdiff.step import Step, check_watch
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Setup:
     predict: Predict
     vae: Any
     recipe: Mapping[str, Any]
-    """Everything that decides the picture, as plain values."""
+    """Everything that decides the picture, as plain values, but for what is done to the run by hand."""
     hints: tuple[images.Hint, ...]
     say: Callable[[str], None]
     probe: ProbeLike
@@ -49,7 +50,8 @@ class Run:
     """A prepared run. Iterating it denoises: each item is a Step, and what it watches is kept.
 
     Stop whenever you like and go on later: `for step in run`, `next(run)` and `list(run)` all continue from
-    `state`, and setting `state` (or calling `change`) is how the run is led elsewhere. Raises NonFiniteError.
+    `state`, and setting `state` (or calling `change`) is how the run is led elsewhere. Raises
+    NonFiniteError, ResourceError.
     """
 
     def __init__(
@@ -115,8 +117,12 @@ class Run:
     def constrain(self, change: Constrain | None, *, forget: bool = False) -> None:
         """Let `change` (x after each step, and the row it goes into, to x) have its way from here on.
 
-        With `forget` the sampler's history is forgotten each time. None ends it.
+        With `forget` the sampler's history is forgotten each time. None ends it. A saved run remembers that
+        there was one, and asks for it when it is resumed.
         """
+        if change is not None:
+            check_callables(constrain=change)
+        check_flags(forget=forget)
         self._halt()
         self._constrain, self._forget = change, forget
 
@@ -127,13 +133,13 @@ class Run:
 
     @state.setter
     def state(self, state: RunState) -> None:
-        if state.x.shape != self._state.x.shape:
-            raise UsageError(f"a state of {list(state.x.shape)}: expected {list(self._state.x.shape)}")
+        state = check_state(state, self._state.x.shape)
         self._halt()
         self._state = state
 
     def change(self, x: Tensor, *, forget: bool = False) -> None:
         """Go on with other latents [B,4,h,w]; with `forget` the sampler's history is forgotten too."""
+        check_flags(forget=forget)
         self.state = self.state.changed(x, self.setup.plan, forget=forget)
 
     @property
@@ -163,7 +169,10 @@ class Run:
 
     @property
     def recipe(self) -> Mapping[str, Any]:
-        """Everything that decides the picture, as plain values."""
+        """Everything that decides the picture, as plain values.
+
+        What is done to the run by hand (`constrain`, `change`, `state`) is not in it.
+        """
         return self.setup.recipe
 
     @property
@@ -192,7 +201,7 @@ class Run:
 
     def image(self, k: int = 0) -> Image:
         """Picture `k` of the batch; before the end, that of the x0 so far."""
-        if not 0 <= k < len(self.seeds):
+        if check_whole("image", k) >= len(self.seeds):
             raise UsageError(f"image {k}: this run has {len(self.seeds)}, numbered from 0")
         return self._decoded(self.x0[k : k + 1])[0]
 
@@ -215,7 +224,13 @@ class Run:
     @torch.no_grad()
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the run to one file, to be resumed bit for bit by `Model.resume`; never half-written."""
-        x0 = self._x0_so_far()
         return saved.save(
-            path, self.recipe, self.conditions, self.setup.plan, self.state, x0, overwrite=overwrite
+            check_path("path", path),
+            self.recipe,
+            self.conditions,
+            self.setup.plan,
+            self.state,
+            self._x0_so_far(),
+            constraint=None if self._constrain is None else {"forget": self._forget},
+            overwrite=overwrite,
         )

@@ -42,6 +42,19 @@ class Saved:
     x0: Tensor | None
     table: Tensor
     """The sampler's table from its last restart on, float64 [M,1+k,3+k]; empty without one."""
+    constraint: Mapping[str, bool] | None
+    """How `Run.constrain` was in force ({"forget": ...}), or None; what it does is in no file."""
+
+    def check_constraint(self, given: object) -> None:
+        """Raise UsageError unless a constraint is given where one was in force, and only there."""
+        if self.constraint is not None and given is None:
+            raise UsageError(
+                f"{self.path}: was saved with a constraint in force: give it again, constrain=..."
+            )
+        if self.constraint is None and given is not None:
+            raise UsageError(
+                f"{self.path}: was saved without a constraint: resume it, then call run.constrain(...)"
+            )
 
     def check_table(self, plan: Plan) -> None:
         """Raise InputError unless the state belongs to exactly this plan's sampler."""
@@ -71,6 +84,7 @@ def save(
     state: RunState,
     x0: Tensor | None,
     *,
+    constraint: Mapping[str, bool] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a run to `path`, never half-written, and never over another file unless asked."""
@@ -92,6 +106,7 @@ def save(
         "draws": state.draws,
         "restarts": list(state.restarts),
         "sampler": sampler,
+        "constraint": None if constraint is None else dict(constraint),
     }
     text = json.dumps(body, ensure_ascii=True, sort_keys=True)
     metadata = {KEY: text, "sha256": digest(text, tensors)}
@@ -133,7 +148,10 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Saved:
         state = RunState(tensors["x"].to(device), s, body["i"], body["draws"], tuple(body["restarts"]))
         x0 = tensors["x0"].to(device) if "x0" in tensors else None
         conditions = Conditions(tuple(contexts), tuple(hints))
-        return Saved(path, body["recipe"], conditions, state, x0, tensors["table"])
+        constraint = body["constraint"]
+        if constraint is not None and type(constraint["forget"]) is not bool:
+            raise ValueError("constraint")
+        return Saved(path, body["recipe"], conditions, state, x0, tensors["table"], constraint)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: not a saved run that this version reads ({type(error).__name__})"

@@ -12,7 +12,7 @@ from torch import Tensor
 from rawdiff.errors import UsageError
 from rawdiff.plan import Plan, Row
 
-__all__ = ["RunState", "start"]
+__all__ = ["RunState", "check_state", "start"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +51,11 @@ class RunState:
         By default the sampler keeps its history: its next step still leans on the outputs from before the
         change (UniPC most of all). With `forget` it starts anew from this row, or raises UsageError.
         """
+        if not isinstance(x, Tensor):
+            raise UsageError(
+                f"latents: found a {type(x).__name__}, expected a tensor {list(self.x.shape)}; a constraint has "
+                "to return it"
+            )
         if x.shape != self.x.shape or not x.dtype.is_floating_point:
             found = f"{list(x.shape)} {x.dtype}"
             raise UsageError(f"latents of {found}: expected {list(self.x.shape)} of floating point")
@@ -65,6 +70,15 @@ class RunState:
         """The same state in memory of its own."""
         s = self.s.clone() if isinstance(self.s, Tensor) else copy.deepcopy(self.s)
         return replace(self, x=self.x.clone(), s=s)
+
+
+def check_state(state: object, shape: torch.Size) -> RunState:
+    """`state` if it is one of a run whose latents have this shape; raises UsageError."""
+    if not isinstance(state, RunState):
+        raise UsageError(f"state: found a {type(state).__name__}, expected a RunState, such as run.state was")
+    if state.x.shape != shape:
+        raise UsageError(f"a state of {list(state.x.shape)}: expected {list(shape)}")
+    return state
 
 
 def start(plan: Plan, noise: Tensor, *, draws: int) -> RunState:

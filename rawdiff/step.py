@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import Tensor
 
@@ -10,7 +10,7 @@ from rawdiff.errors import StaleStep, UsageError
 from rawdiff.nets.controlnet import Residuals
 from rawdiff.plan import Row
 from rawdiff.predict import Prediction
-from rawdiff.state import RunState
+from rawdiff.state import RunState, check_state
 
 __all__ = ["WATCHABLE", "Step", "check_watch"]
 
@@ -22,6 +22,8 @@ def check_watch(watch: Sequence[str]) -> tuple[str, ...]:
     """Raise UsageError for a name that is not in WATCHABLE."""
     if isinstance(watch, str):
         raise UsageError(f"watch {watch!r}: expected several names, such as ({watch!r},)")
+    if not isinstance(watch, Collection):
+        raise UsageError(f"watch {watch!r}: expected some of {', '.join(WATCHABLE)}, or () for none")
     for name in watch:
         if name not in WATCHABLE:
             raise UsageError(f"watch {name!r}: expected some of {', '.join(WATCHABLE)}")
@@ -39,7 +41,7 @@ class Step:
         self, row: Row, x: Tensor, prediction: Prediction, state: RunState, watch: Sequence[str] = ()
     ) -> None:
         self.row = row
-        self.state = state
+        self._state = state
         self.watch = frozenset(watch) | {"x", "x_next"}
         self._x = x
         self._prediction: Prediction | None = prediction
@@ -49,6 +51,15 @@ class Step:
     def __repr__(self) -> str:
         stale = ", stale" if self._stale else ""
         return f"Step({self.index}, t={self.row.t:g}, sigma={self.row.sigma:.4g}{stale})"
+
+    @property
+    def state(self) -> RunState:
+        """What the run goes on from; may be set, and then raises UsageError for what is no state of it."""
+        return self._state
+
+    @state.setter
+    def state(self, state: RunState) -> None:
+        self._state = check_state(state, self._x.shape)
 
     @property
     def index(self) -> int:

@@ -1,10 +1,8 @@
-"""The front door: load, prepare, iterate, stop, look, change, fork, save, resume."""
+"""The front door: load, prepare, iterate, stop, look, change; maps, prompts, pictures."""
 
 from __future__ import annotations
 
 import json
-import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +13,12 @@ import torch
 
 import rawdiff
 from rawdiff import Control, Model, Run
-from rawdiff.errors import (
-    InputError,
-    NonFiniteError,
-    RawdiffError,
-    SizeError,
-    StaleStep,
-    UsageError,
-    WeightsError,
-)
+from rawdiff.errors import InputError, NonFiniteError, ResourceError, StaleStep, UsageError
 from rawdiff.probes import Probe
+from rawdiff.sampler import make_sampler
 from tests.reference import END, error, grey_levels, hint, silent
-from tests.small_models import small_controlnet, small_folder, small_scheduler, small_unet
-
-PROMPT = "a red cube on grass"
-DEPTH = np.linspace(0, 1, 96 * 64, dtype=np.float32).reshape(96, 64)
+from tests.small_models import small_folder, small_scheduler
+from tests.small_runs import DEPTH, PROMPT, finished, prepared
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +29,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(folder: Path) -> Model:
     return rawdiff.load(folder, device="cpu")
-
-
-def prepared(model: Model, prompt: Any = PROMPT, **options: Any) -> Run:
-    return model.prepare(prompt, **{"steps": 5, "seed": 7, "say": silent, "size": (48, 40), **options})
-
-
-def finished(run: Run) -> Run:
-    for _ in run:
-        pass
-    return run
 
 
 # Iterating.
@@ -94,6 +73,38 @@ def test_the_same_seed_alone_and_in_a_batch(model: Model) -> None:
         assert grey_levels(batch.image(k), alone.image()) <= 1
         assert error(batch.latents[k], alone.latents[0]) <= END
     assert error(batch.latents[1], batch.latents[0]) > 0.1
+
+
+def test_guidance_as_a_tensor(model: Model) -> None:
+    options: dict[str, Any] = {"count": 2, "steps": 2}
+    tensor, listed = (prepared(model, guidance=g, **options) for g in (torch.tensor([2.0, 5.0]), [2.0, 5.0]))
+    assert tensor.recipe == listed.recipe
+    assert torch.equal(finished(tensor).latents, finished(listed).latents)
+    assert prepared(model, guidance=torch.tensor(3.0), **options).recipe["guidance"] == [3.0, 3.0]
+
+
+def test_the_recipe_holds_the_scheduler(model: Model) -> None:
+    """A scheduler given as an object: its class and config, as JSON knows them; a Sampler: its rows' digest."""
+
+    def spec(sampler: Any, **options: Any) -> dict[str, Any]:
+        found: dict[str, Any] = prepared(model, sampler=sampler, **options).recipe["sampler"]
+        json.dumps(found, allow_nan=False)
+        return found
+
+    first = spec(small_scheduler("DPMSolverMultistepScheduler", solver_order=2))
+    other = spec(small_scheduler("DPMSolverMultistepScheduler", solver_order=3))
+    assert first["class"] == "DPMSolverMultistepScheduler"
+    assert first["config"]["beta_schedule"] == "scaled_linear"
+    assert first["config"]["lambda_min_clipped"] == "-inf"
+    assert {key for key in first if first[key] != other[key]} == {"config"}
+    assert {k for k in first["config"] if first["config"][k] != other["config"][k]} == {"solver_order"}
+    assert spec("euler a")["class"] == "EulerAncestralDiscreteScheduler"
+    assert spec(None)["class"] == "DDIMScheduler"
+    four, five = (make_sampler(small_scheduler(), steps=steps) for steps in (4, 5))
+    assert (
+        spec(four, steps=None)["rows"] == spec(make_sampler(small_scheduler(), steps=4), steps=None)["rows"]
+    )
+    assert spec(four, steps=None)["rows"] != spec(five, steps=None)["rows"]
 
 
 def test_stopping_and_going_on(model: Model) -> None:
@@ -288,80 +299,6 @@ def test_nets_from_elsewhere(model: Model, folder: Path) -> None:
     assert torch.equal(one.latents, three.latents)
 
 
-# What is refused, and how.
-
-REFUSED: dict[str, tuple[dict[str, Any], type[RawdiffError], str]] = {
-    "size": ({"size": (50, 40)}, SizeError, "size 40x50 is not a multiple of 8: use 40x48 or 40x56"),
-    "size form": ({"size": 512}, UsageError, "size 512"),
-    "steps": ({"steps": 0}, UsageError, "steps 0"),
-    "guidance": ({"guidance": float("nan")}, UsageError, "guidance nan"),
-    "guidance text": ({"guidance": "7"}, UsageError, "guidance '7'"),
-    "guidance list": ({"guidance": [1.0, 2.0]}, UsageError, "guidance: 2 given for 1 images"),
-    "rescale": ({"rescale": 2.0}, UsageError, r"rescale 2\.0"),
-    "clip skip": ({"clip_skip": 3}, UsageError, "clip skip 3: this text encoder has 3 layers"),
-    "seed": ({"seed": 2**32}, UsageError, "seed 4294967296"),
-    "seed after": ({"seed": 2**32 - 1, "count": 2}, UsageError, "seed 4294967296"),
-    "count": ({"count": 0}, UsageError, "count 0"),
-    "prompt": ({"prompt": None}, UsageError, "prompt None"),
-    "no prompt": ({"prompt": []}, UsageError, r"prompt \[\]"),
-    "surrogate": ({"prompt": "cube \ud800"}, UsageError, "surrogate"),
-    "nul": ({"prompt": "cube \0"}, UsageError, "NUL"),
-    "negative": ({"negative": ["a", "b"]}, UsageError, "negative prompt: 2 given for 1 images"),
-    "sampler": ({"sampler": "eular"}, UsageError, "sampler 'eular' is not known: did you mean"),
-    "sampler form": ({"sampler": 3}, UsageError, "sampler 3: expected a name"),
-    "eta": ({"eta": float("nan")}, UsageError, "eta nan"),
-    "eta elsewhere": ({"eta": 0.5, "sampler": "euler"}, UsageError, "eta"),
-    "two schedules": ({"timesteps": [900, 500]}, UsageError, "steps and timesteps"),
-    "watch": ({"watch": ("eps",)}, UsageError, "watch 'eps'"),
-    "latents": ({"latents": torch.zeros(1, 4, 2, 2)}, UsageError, r"latents of shape \[1, 4, 2, 2\]"),
-    "latents nan": ({"latents": torch.full((1, 4, 6, 5), torch.nan)}, InputError, "NaN"),
-    "no such net": (
-        {"canny": DEPTH},
-        UsageError,
-        "control 'canny': this model names no such net .*depth, normal",
-    ),
-    "no control": ({"controls": ["depth"]}, UsageError, "controls holds a str"),
-    "no source": ({"controls": [Control("depth", None)]}, UsageError, "no source"),
-    "window": ({"controls": [Control("depth", DEPTH, start=0.6, end=0.2)]}, UsageError, "control window"),
-    "no map": ({"depth": "nowhere.png"}, InputError, "nowhere.png"),
-    "constant map": ({"depth": DEPTH * 0}, InputError, "constant"),
-    "no net": ({"controls": [Control("depth", DEPTH, net="./nowhere")]}, WeightsError, "nowhere"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_refused(model: Model, case: str) -> None:
-    options, kind, words = REFUSED[case]
-    with pytest.raises(kind, match=words) as caught:
-        prepared(model, **{"size": (48, 32) if "depth" in str(options) else (48, 40), **options})
-    assert "\n" not in str(caught.value)
-
-
-def test_a_typing_mistake_is_an_error(model: Model) -> None:
-    with pytest.raises(TypeError, match="guidence"):
-        model.prepare(PROMPT, guidence=3.0)  # type: ignore[call-arg]
-
-
-def test_a_net_of_another_family(model: Model) -> None:
-    net = small_controlnet(small_unet(0, shape="deep"), 3)
-    with pytest.raises(WeightsError, match="block_out_channels"):
-        prepared(model, controls=[Control("any", hint((48, 40), 0), net=net)])
-
-
-def test_an_inpainting_unet_is_refused(model: Model) -> None:
-    with pytest.raises(WeightsError, match="9 channels"):
-        Model(
-            source=model.source, unet=small_unet(0, in_channels=9), vae=model.vae, scheduler=model.scheduler,
-            text_encoder=model.text_encoder, tokenizer=model.tokenizer, device=model.device, dtype=model.dtype,
-            defaults=model.defaults,
-        )  # fmt: skip
-
-
-def test_half_precision_on_a_cpu_is_refused(folder: Path) -> None:
-    with pytest.raises(UsageError, match="fp16 on a CPU"):
-        rawdiff.load(folder, device="cpu", dtype="fp16")
-
-
 # Prompts.
 
 
@@ -402,243 +339,6 @@ def test_the_same_text_is_encoded_once(model: Model, monkeypatch: pytest.MonkeyP
     assert not torch.equal(cond[0], cond[1])
 
 
-# Forks, and runs on disk.
-
-
-@pytest.mark.parametrize("sampler", [None, "unipc", "euler a", "pndm"])
-def test_a_fork_is_the_run_to_the_bit(model: Model, sampler: str | None) -> None:
-    run = prepared(model, sampler=sampler)
-    next(run)
-    next(run)
-    fork = run.fork()
-    assert torch.equal(fork.x0, run.x0)
-    straight = finished(prepared(model, sampler=sampler)).latents
-    assert torch.equal(finished(fork).latents, straight)
-    assert run.state.i == 2
-    assert torch.equal(finished(run).latents, straight)
-    changed = prepared(model, sampler=sampler)
-    next(changed)
-    other = changed.fork()
-    other.change(other.latents * 0.9)
-    assert error(finished(other).latents, finished(changed).latents) > 1e-3
-
-
-def thresholding() -> Any:
-    return small_scheduler("DPMSolverMultistepScheduler", thresholding=True, prediction_type="sample")
-
-
-CONTROLLED: dict[str, Any] = {"depth": DEPTH, "size": (48, 32)}
-RESUMED: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "history": {"sampler": "unipc"},
-    "noise": {"sampler": "euler a"},
-    "noise and history": {"sampler": "dpm++ 2m sde karras"},
-    "controls": {**CONTROLLED, "controls": [Control("normal", DEPTH, derive=True, weight=0.5, end=0.5)]},
-    "guess": {**CONTROLLED, "guess": True, "guidance": 3.0, "rescale": 0.5, "clip_skip": 1},
-    "no guidance": {"guidance": 1.0},
-    "batch": {"prompt": [PROMPT, "blue"], "seed": [3, 9], "guidance": [3.0, 1.0]},
-    "latents": {"latents": torch.ones(1, 4, 6, 5), "sampler": "euler a"},
-    "schedule": {"timesteps": [901, 501, 301, 1], "steps": None, "sampler": "ddpm"},
-    "eta": {"eta": 0.5},
-}
-
-
-@pytest.mark.parametrize("case", RESUMED)
-@pytest.mark.parametrize("after", [0, 2])
-def test_resumed_to_the_bit(model: Model, folder: Path, tmp_path: Path, case: str, after: int) -> None:
-    options = RESUMED[case]
-    straight = finished(prepared(model, **options))
-    run = prepared(model, **options)
-    for _ in range(after):
-        next(run)
-    path = run.save(tmp_path / "run.safetensors")
-    again = rawdiff.load(folder, device="cpu").resume(path, say=silent)
-    assert again.seeds == run.seeds
-    assert again.state.i == after
-    assert again.recipe == json.loads(json.dumps(dict(run.recipe)))
-    if after:
-        assert torch.equal(again.x0, run.x0)
-    assert torch.equal(finished(again).latents, straight.latents)
-    assert grey_levels(again.image(), straight.image()) == 0
-    assert [h.kind for h in again.hints] == [h.kind for h in run.hints]
-
-
-def test_resumed_after_forgetting(model: Model, tmp_path: Path) -> None:
-    run = prepared(model, sampler="dpm++ 2m", steps=8)
-    for step in run:
-        if step.index == 2:
-            run.change(run.latents * 0.8, forget=True)
-        if step.index == 4:
-            break
-    path = run.save(tmp_path / "run.safetensors")
-    again = model.resume(path)
-    assert again.state.restarts == (3,)
-    assert torch.equal(finished(again).latents, finished(run).latents)
-
-
-def test_resumed_without_a_table(model: Model, tmp_path: Path) -> None:
-    """A scheduler whose step is not linear keeps objects of its own; they are saved as values."""
-    straight = finished(prepared(model, sampler=thresholding()))
-    run = prepared(model, sampler=thresholding())
-    next(run)
-    next(run)
-    path = run.save(tmp_path / "run.safetensors")
-    with pytest.raises(UsageError, match=r"a scheduler of one's own, .*: give it again"):
-        model.resume(path)
-    again = model.resume(path, sampler=thresholding())
-    assert torch.equal(finished(again).latents, straight.latents)
-
-
-def test_resumed_with_modules(model: Model, tmp_path: Path) -> None:
-    net = small_controlnet(model.unet, 77)
-    controls = [Control("any", hint((48, 40), 1), net=net)]
-    run = prepared(model, controls=controls)
-    next(run)
-    path = run.save(tmp_path / "run.safetensors")
-    with pytest.raises(UsageError, match="modules as ControlNets: give them again"):
-        model.resume(path)
-    again = model.resume(path, modules=[net])
-    assert torch.equal(finished(again).latents, finished(run).latents)
-
-
-def test_resumed_onto_a_prepared_run(model: Model, tmp_path: Path) -> None:
-    run = prepared(model)
-    next(run)
-    path = run.save(tmp_path / "run.safetensors")
-    assert model.resume(path, run=prepared(model)).state.i == 1
-    with pytest.raises(
-        InputError, match=r"differs in guidance and seeds: guidance is \[4.0\] in the file and \[5.0\] now"
-    ):
-        model.resume(path, run=prepared(model, seed=8, guidance=5.0))
-
-
-def test_resumed_with_other_weights(model: Model, tmp_path: Path) -> None:
-    run = prepared(model)
-    next(run)
-    path = run.save(tmp_path / "run.safetensors")
-    other = rawdiff.load(small_folder(tmp_path / "other", seed=5, nets=()), device="cpu")
-    with pytest.raises(InputError, match=r"differs in weights: weights text_encoder/model.safetensors is "):
-        other.resume(path)
-
-
-def test_resumed_with_another_net(folder: Path, tmp_path: Path) -> None:
-    import shutil
-
-    copy = tmp_path / "copy"
-    shutil.copytree(folder, copy)
-    model = rawdiff.load(copy, device="cpu")
-    run = prepared(model, **CONTROLLED)
-    next(run)
-    path = run.save(tmp_path / "run.safetensors")
-    shutil.rmtree(copy / "controlnet_depth")
-    shutil.copytree(folder / "controlnet_normal", copy / "controlnet_depth")
-    with pytest.raises(
-        InputError, match=r"differs in controlnet depth: controlnet depth controlnet_depth/diffusion"
-    ):
-        rawdiff.load(copy, device="cpu").resume(path)
-
-
-def test_another_precision(folder: Path, model: Model, tmp_path: Path) -> None:
-    path = prepared(model).save(tmp_path / "run.safetensors")
-    with pytest.raises(InputError, match="differs in dtype: dtype is float32 in the file and bfloat16 now"):
-        rawdiff.load(folder, device="cpu", dtype="bf16").resume(path)
-
-
-def test_saving_overwrites_nothing(model: Model, tmp_path: Path) -> None:
-    path = prepared(model).save(tmp_path / "run.safetensors")
-    before = path.read_bytes()
-    with pytest.raises(UsageError, match="exists already"):
-        prepared(model, seed=9).save(path)
-    assert path.read_bytes() == before
-    prepared(model, seed=9).save(path, overwrite=True)
-    assert path.read_bytes() != before
-    assert [p.name for p in tmp_path.iterdir()] == ["run.safetensors"]
-
-
-def _header(change: Callable[[dict[str, Any]], None]) -> Callable[[bytes], bytes]:
-    def spoil(data: bytes) -> bytes:
-        length = struct.unpack("<Q", data[:8])[0]
-        header = json.loads(data[8 : 8 + length])
-        change(header)
-        raw = json.dumps(header).encode()
-        return struct.pack("<Q", len(raw)) + raw + data[8 + length :]
-
-    return spoil
-
-
-def _body(change: Callable[[dict[str, Any]], None]) -> Callable[[bytes], bytes]:
-    def inner(header: dict[str, Any]) -> None:
-        body = json.loads(header["__metadata__"]["rawdiff_run"])
-        change(body)
-        header["__metadata__"]["rawdiff_run"] = json.dumps(body)
-
-    return _header(inner)
-
-
-SPOILED: dict[str, Callable[[bytes], bytes]] = {
-    "empty": lambda data: b"",
-    "short": lambda data: data[: len(data) // 2],
-    "longer": lambda data: data + b"\0",
-    "a bit": lambda data: data[:-3] + bytes([data[-3] ^ 1]) + data[-2:],
-    "html": lambda data: b"<!doctype html><html></html>",
-    "text": lambda data: b"not a run",
-    "pickle": lambda data: b"\x80\x04K\x01.",
-    "no metadata": _header(lambda header: header.pop("__metadata__")),
-    "other metadata": _header(lambda header: header.update(__metadata__={"format": "pt"})),
-    "no digest": _header(lambda header: header["__metadata__"].pop("sha256")),
-    "seed": _body(lambda body: body["recipe"].update(seeds=[8])),
-    "place": _body(lambda body: body.update(i=3)),
-    "not json": _header(lambda header: header["__metadata__"].update(rawdiff_run="{")),
-}
-
-
-@pytest.mark.parametrize("case", SPOILED)
-def test_a_spoiled_file_is_refused(model: Model, tmp_path: Path, case: str) -> None:
-    run = prepared(model)
-    next(run)
-    path = run.save(tmp_path / "run.safetensors")
-    path.write_bytes(SPOILED[case](path.read_bytes()))
-    with pytest.raises(InputError) as caught:
-        model.resume(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("missing", ["nowhere.safetensors", "."])
-def test_no_file_to_resume(model: Model, tmp_path: Path, missing: str) -> None:
-    with pytest.raises(InputError):
-        model.resume(tmp_path / missing)
-
-
-def test_a_file_of_another_version(model: Model, tmp_path: Path) -> None:
-    """Whole and unchanged, but not of this format: refused by its number, not by an accident."""
-    from rawdiff import saved
-
-    def resigned(change: Callable[[dict[str, Any]], None]) -> Callable[[bytes], bytes]:
-        def inner(header: dict[str, Any]) -> None:
-            body = json.loads(header["__metadata__"]["rawdiff_run"])
-            change(body)
-            header["__metadata__"]["rawdiff_run"] = text = json.dumps(body)
-            header["__metadata__"]["sha256"] = saved.digest(text, tensors)
-
-        return _header(inner)
-
-    path = prepared(model).save(tmp_path / "run.safetensors")
-    from safetensors.torch import load_file
-
-    whole = path.read_bytes()
-    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
-    path.write_bytes(resigned(lambda body: body.update(format=99))(whole))
-    with pytest.raises(InputError, match="saved run of format 99, expected 1"):
-        model.resume(path)
-    path.write_bytes(resigned(lambda body: body.pop("draws"))(whole))
-    with pytest.raises(InputError, match="not a saved run that this version reads"):
-        model.resume(path)
-    path.write_bytes(resigned(lambda body: body["recipe"].update(noise=0))(whole))
-    with pytest.raises(InputError, match="differs in noise: noise is 0 in the file and 1 now"):
-        model.resume(path)
-
-
 # Decoding.
 
 
@@ -664,6 +364,51 @@ def test_a_vae_that_fails_in_half_precision(model: Model, folder: Path) -> None:
         assert half.vae.dtype == torch.bfloat16
     finally:
         decode.nets_vae.decode = original
+
+
+GAVE_OUT = {
+    "gpu": torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB"),
+    "linux": RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+    "windows": RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"),
+    "python": MemoryError(),
+}
+
+
+@pytest.mark.parametrize("case", GAVE_OUT)
+@pytest.mark.parametrize("place", ["unet", "vae", "text", "hints"])
+def test_memory_that_gives_out(model: Model, place: str, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rawdiff import nets
+
+    run = prepared(model, depth=DEPTH, size=(48, 32))
+
+    def give_out(*_: Any) -> None:
+        raise GAVE_OUT[case]
+
+    function = {"unet": "decode", "vae": "decode", "text": "encode", "hints": "embed_hint"}[place]
+    monkeypatch.setattr(getattr(nets, "controlnet" if place == "hints" else place), function, give_out)
+    early = place in ("text", "hints")
+
+    def work() -> None:
+        finished(prepared(model, depth=DEPTH, size=(48, 32)) if early else run).image()
+
+    with pytest.raises(ResourceError, match=r"out of memory on cpu in .*: take a smaller size") as caught:
+        work()
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, MemoryError)  # whoever halves a batch finds it
+    assert caught.value.exit_code == 6
+    monkeypatch.undo()
+    finished(run).image()  # the run stands where it stood
+
+
+def test_other_faults_are_not_memory(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rawdiff import nets
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(nets.unet, "decode", fail)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        next(prepared(model))
 
 
 def test_a_picture_of_nan_is_an_error(model: Model) -> None:

@@ -12,6 +12,6 @@ beside the first, and so that anything can be looked at on its way:
 Each module says in its `check` what it cannot run, when the weights are loaded and not in the loop.
 """
 
-from rawdiff.nets import blocks, controlnet, text, unet, vae
+from rawdiff.nets import blocks, controlnet, memory, text, unet, vae
 
-__all__ = ["blocks", "controlnet", "text", "unet", "vae"]
+__all__ = ["blocks", "controlnet", "memory", "text", "unet", "vae"]

@@ -13,6 +13,9 @@ from rawdiff.nets import blocks
 
 __all__ = ["Residuals", "add", "check", "embed_hint", "guess_scales", "pools", "residuals"]
 
+PARTS = ("config", "controlnet_cond_embedding", "controlnet_down_blocks", "controlnet_mid_block")
+"""What only a ControlNet has."""
+
 
 class Residuals(NamedTuple):
     """What a ControlNet adds to the UNet, of the skips' shapes or [N,C,1,1] from a net that pools."""
@@ -22,7 +25,9 @@ class Residuals(NamedTuple):
 
 
 def check(net: Any, unet: Any) -> None:
-    """Raise WeightsError if this ControlNetModel has parts not run here, or does not fit `unet`."""
+    """Raise WeightsError if this is no ControlNetModel, has parts not run here, or does not fit `unet`."""
+    if not all(hasattr(net, part) for part in PARTS):
+        raise WeightsError(f"controlnet: found a {type(net).__name__}, expected a ControlNetModel")
     blocks.check_config(net, "controlnet")
     blocks.check_blocks(net.down_blocks, blocks.DOWN, "controlnet, down")
     blocks.check_blocks([net.mid_block], [blocks.MIDDLE], "controlnet, middle")
