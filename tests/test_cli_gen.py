@@ -13,6 +13,10 @@ from PIL import Image
 
 import rawdiff as package
 from rawdiff import images
+from rawdiff import model as facade
+from rawdiff.cli import terminal
+from rawdiff.errors import ResourceError
+from rawdiff.jobs import place
 from tests.cli_run import Terminal, all_files, blank, depth_map, pixels, rawdiff
 from tests.small_models import small_folder
 
@@ -324,3 +328,90 @@ def test_a_net_of_ones_own(here: Path, model: Path) -> None:
     assert images.read_recipe(own.lines[0])["made"]["nets"] == [
         {"name": str(model / "controlnet_normal"), "kind": "folder"}
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--depth-range", "0,1"], "depth range: there is no depth map"),
+        (["--depth-invert"], "depth invert: there is no depth map"),
+        (["--fit", "crop"], "fit: there is no map"),
+        (["--guess"], "guess: there is no map"),
+        (["--save-hints"], "save hints: there is no map"),
+    ],
+)
+def test_what_has_no_effect_without_a_map_is_refused(here: Path, words: list[str], said: str) -> None:
+    done = rawdiff("gen", "-p", "x", *QUICK, *words)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.error
+    assert all_files(here) == []
+
+
+def test_a_name_taken_while_drawing_costs_no_picture(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images_of = package.Run.images
+
+    def meanwhile(run: Any) -> Any:
+        (here / "x.png").write_bytes(b"another's")
+        return images_of(run)
+
+    monkeypatch.setattr(package.Run, "images", meanwhile)
+    done = rawdiff("gen", "-p", "x", *QUICK, "--out", "x.png").ok()
+    assert done.lines == ["x-2.png"]
+    assert "x.png: was taken while the picture was drawn: it gets the next free name" in done.err
+    assert (here / "x.png").read_bytes() == b"another's"
+    assert images.read_recipe("x-2.png")["picture"]["prompt"] == "x"
+
+
+@pytest.mark.parametrize("harm", ["files", "folder"])
+def test_previews_that_cannot_be_written_cost_no_picture(
+    here: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    def full(*args: Any, **rest: Any) -> None:
+        raise ResourceError("the disk is full")
+
+    if harm == "files":
+        monkeypatch.setattr(images, "write_png", full)
+    else:
+        monkeypatch.setattr("rawdiff.jobs.preview.Previews._make_home", full)
+    done = rawdiff("gen", "-p", "x", *QUICK, "--seed", "1", "--preview").ok()
+    assert done.lines == ["output_images/x-1.png"]
+    assert done.err.count("no more previews: the disk is full") == 1
+
+
+def test_the_time_a_person_takes_is_none_of_ours(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, told = [0.0], []
+
+    class Slow(Terminal):
+        def readline(self, *args: Any) -> str:
+            clock[0] += 1000.0
+            return super().readline(*args)
+
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: clock[0])
+    start = place.start_probe
+
+    def noted(device: Any, timings: bool, waited_ms: float) -> Any:
+        told.append(waited_ms)
+        return start(device, timings, waited_ms)
+
+    monkeypatch.setattr("rawdiff.jobs.generate.start_probe", noted)
+    monkeypatch.setattr("rawdiff.jobs.place.process_age_ms", lambda: 2_000_300.0)
+    done = rawdiff("gen", *QUICK, "--timings", stdin=Slow("a cube\n\n"), err=Terminal()).ok()
+    assert told == [2_000_000.0]
+    assert re.search(r"start and imports +300\.0 ms", done.err)
+
+
+def test_hints_and_words_are_made_once_for_all_pictures(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    depth_map(here / "d.png", (64, 64))
+    made: list[str] = []
+    for name in ("make_hints", "encode_prompts"):
+        own = getattr(facade, name)
+        monkeypatch.setattr(
+            facade, name, lambda *args, own=own, name=name, **rest: (made.append(name), own(*args, **rest))[1]
+        )
+    words = ("gen", "-p", "x", *QUICK, "--depth", "d.png", "--seed", "5", "--count", "5", "--batch", "2")
+    together = rawdiff(*words).ok()
+    assert made.count("make_hints") == 2  # for two at once, and for the one that is left
+    assert made.count("encode_prompts") == 4
+    [alone] = rawdiff("gen", "-p", "x", *QUICK, "--depth", "d.png", "--seed", "7").ok().lines
+    assert np.abs(pixels(alone).astype(int) - pixels(together.lines[2])).max() <= 1
+    assert together.err.count("depth from d.png") == 1

@@ -271,3 +271,24 @@ def test_help_groups_the_options_and_shows_examples() -> None:
 
 def test_the_version() -> None:
     assert rawdiff("--version").ok().out == f"rawdiff {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "words", [["--steps", "5"], ["--eta", "0"], ["--plot", "a.svg"], ["--sigmas", "1,0"]]
+)
+def test_a_schedule_without_a_sampler_is_refused(here: Path, words: list[str]) -> None:
+    done = rawdiff("sampler", *words)
+    assert (done.code, done.out) == (2, "")
+    assert f"{words[0]}: of which sampler?" in done.error
+
+
+def test_a_plot_that_cannot_be_written_is_told_before_anything_is_printed(here: Path) -> None:
+    (here / "taken.svg").write_text("mine")
+    done = rawdiff("sampler", "ddim", "--steps", "2", "--plot", "taken.svg")
+    assert (done.code, done.out) == (2, "")
+    assert "plot taken.svg: exists already; choose another name, or --overwrite" in done.error
+    assert (here / "taken.svg").read_text() == "mine"
+    rawdiff("sampler", "ddim", "--steps", "2", "--plot", "taken.svg", "--overwrite").ok()
+    assert rawdiff("sampler", "ddim", "--steps", "2", "--plot", "no/a.svg").out == ""
+    many = rawdiff("sampler", "ddim", "--steps", "300", "--plot", "many.svg")
+    assert (many.code, many.out) == (2, "")

@@ -16,17 +16,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from rawdiff import images, weights
 from rawdiff.arguments import build_sampler
 from rawdiff.controls import Control, choose_size
-from rawdiff.errors import ResourceError, UsageError, WeightsError
+from rawdiff.errors import ResourceError, UsageError
 from rawdiff.geometry import Size, format_size
 from rawdiff.jobs.job import Drawn, Job, Watcher, deciding, fitting_of, open_map
 from rawdiff.jobs.memory import DeviceFailedError, check_memory, is_device_failure, is_out_of_memory
+from rawdiff.jobs.prepared import Prepared
 from rawdiff.jobs.recorded import described, recorded_scheduler
 from rawdiff.jobs.request import Request
 from rawdiff.model import Model, load
@@ -36,9 +37,6 @@ from rawdiff.probes import NO_PROBE, ProbeLike
 from rawdiff.sampler import Sampler
 from rawdiff.version import __version__
 from rawdiff.weights.schedulers import scheduler_from_name
-
-if TYPE_CHECKING:
-    from rawdiff.run import Run
 
 __all__ = ["MODEL_VARIABLE", "Workshop", "named_model"]
 
@@ -78,6 +76,7 @@ class Workshop:
         self._named = dict(nets or {})
         self._nets: dict[str, weights.Source] = {}
         self._model: Model | None = None
+        self._prepared = Prepared()
 
     @property
     def dtype_name(self) -> str:
@@ -204,6 +203,7 @@ class Workshop:
                         "nets, or half precision"
                     ) from error
                 batch = count // 2
+                self._prepared.forget()
             else:
                 yield from drawn
                 first += count
@@ -215,20 +215,9 @@ class Workshop:
     def _draw(
         self, model: Model, job: Job, first: int, count: int, say: Say, watchers: Sequence[Watcher]
     ) -> list[Drawn]:
-        start = time.perf_counter()
-        run = model.prepare(
-            job.picture["prompt"],
-            seed=job.seeds[first : first + count],
-            count=count,
-            size=job.size,
-            controls=job.controls,
-            sampler=job.sampler,
-            watch=tuple({name for watcher in watchers for name in watcher.watch}),
-            say=say,
-            probe=self.probe,
-            **job.options,
-        )
-        _check_unchanged(run, job)
+        begun = time.perf_counter()
+        watch = tuple({name for watcher in watchers for name in watcher.watch})
+        run = self._prepared.run(model, job, first, count, watch=watch, say=say, probe=self.probe)
         for watcher in watchers:
             watcher.begin(run, first, job)
         try:
@@ -239,7 +228,7 @@ class Workshop:
             for watcher in watchers:
                 watcher.end()
         pictures = run.images()
-        seconds = (time.perf_counter() - start) / count
+        seconds = (time.perf_counter() - begun) / count
         return [
             Drawn(image, job.recipe(first + k, (k, count), image), seconds, run.hints)
             for k, image in enumerate(pictures)
@@ -286,12 +275,3 @@ class Workshop:
     def _check_memory(self, size: Size, batch: int) -> None:
         unet, vae = (weights.read_config(self.source, part) for part in ("unet", "vae"))
         check_memory(unet, vae, size, batch=batch, device=self.device, dtype=self.dtype)
-
-
-def _check_unchanged(run: Run, job: Job) -> None:
-    """Raise WeightsError where a weight file was changed between planning and loading."""
-    nets = [entry["weights"] for entry in run.recipe["controls"]]
-    if run.recipe["weights"] != job.picture["weights"] or nets != [
-        c["weights"] for c in job.picture["controls"]
-    ]:
-        raise WeightsError(f"{run.recipe['model']}: a weight file was changed while it was read: run again")
