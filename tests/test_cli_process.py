@@ -111,3 +111,33 @@ def test_a_closed_standard_output_is_no_error_of_ours(tmp_path: Path, model: Pat
         err = process.stderr.read()
     assert process.returncode == 128 + signal.SIGPIPE
     assert err == ""
+
+
+@pytest.mark.slow
+def test_a_batch_that_is_killed_leaves_whole_files_and_goes_on(tmp_path: Path, model: Path) -> None:
+    items = [{"prompt": f"picture {k}", "steps": 2, "size": "64x64", "seed": k} for k in range(12)]
+    items[1:] = [{**item, "steps": 40} for item in items[1:]]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, items)))
+    words = [*COMMAND, "batch", "m.jsonl"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    folder = tmp_path / "output_images"
+    with subprocess.Popen(words, cwd=tmp_path, env=environment(model), text=True, **pipes) as process:  # type: ignore[call-overload]
+        process.stdout.readline()
+        second = run(tmp_path, "batch", "m.jsonl", model=model)  # while the first is at work
+        process.kill()
+        process.communicate(timeout=300)
+    if process.returncode == -signal.SIGKILL:  # else the first was done before the second began
+        assert second.returncode in (0, 6)
+    if second.returncode == 6:
+        assert second.stderr == (
+            "error: output_images: another batch is at work there; wait for it, or choose another folder with --out\n"
+        )
+    whole = [name for name in all_files(folder) if name.endswith(".png") and not name.startswith(".")]
+    assert whole
+    for name in whole:
+        recipe = images.read_recipe(folder / name)
+        assert images.pixels_sha256(images.open_source(folder / name).array) == recipe["made"]["pixels"]
+    done = run(tmp_path, "batch", "m.jsonl", model=model)
+    assert done.returncode == 0
+    assert f"{12 - len(whole)} drawn, {len(whole)} already there, 0 of 12 items failed" in done.stderr
+    assert len([name for name in all_files(folder) if name.endswith(".png")]) == 12
