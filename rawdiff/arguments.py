@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rawdiff.errors import InputError, UsageError
+from rawdiff.limits import FITS
 from rawdiff.noise import Noise
 from rawdiff.plan import is_number
 from rawdiff.prompts import check_prompt
@@ -38,8 +39,6 @@ __all__ = [
     "spread_prompts",
     "spread_scales",
 ]
-
-FITS = ("crop", "pad", "stretch")
 
 STEPS = 20
 """Steps where neither a number nor a schedule is given."""

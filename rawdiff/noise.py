@@ -15,11 +15,9 @@ from torch import Tensor
 
 from rawdiff.errors import UsageError
 from rawdiff.geometry import Size
+from rawdiff.limits import MAX_SEED
 
 __all__ = ["MAX_SEED", "NOISE_VERSION", "Noise", "check_seeds", "random_seed"]
-
-MAX_SEED = 2**32 - 1
-"""The largest seed: torch's CPU generator repeats itself beyond."""
 
 NOISE_VERSION = 1
 """Changes whenever a seed gives other noise than it gave before."""
