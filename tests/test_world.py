@@ -14,6 +14,7 @@ from scripts.embedded import metrics
 from scripts.embedded.captions import SHAPE_WORDS, caption, captions
 from scripts.embedded.data import mirror
 from scripts.embedded.palette import COLOURS, FLOORS, SHAPES, SKIES, oklab
+from scripts.embedded.words import answers
 from scripts.embedded.world import MAX_OBJECTS, Renders, Scenes, render, sample_scenes
 
 NATIVE = (128, 128)
@@ -138,3 +139,20 @@ def test_oklab_of_white_and_red() -> None:
 def test_every_floor_and_sky_occurs(scenes: Scenes) -> None:
     assert set(scenes.floor.tolist()) == set(range(len(FLOORS)))
     assert set(scenes.sky.tolist()) == set(range(len(SKIES)))
+
+
+def test_answers_say_what_a_scene_holds() -> None:
+    scenes = sample_scenes(40, 5, (128, 128))
+    true = answers(scenes)
+    for b in range(len(scenes)):
+        held = [(int(k), int(c)) for k, c in zip(scenes.kind[b], scenes.colour[b], strict=True) if k >= 0]
+        kinds = [k for k in true["kind"][b].tolist() if k < len(SHAPES)]
+        colours = [c for c in true["colour"][b].tolist() if c < len(COLOURS)]
+        assert list(zip(kinds, colours, strict=True)) == held
+        for shape in range(len(SHAPES)):
+            asked = {c for k, c in held if k == shape}
+            places = {place for place, (k, _) in enumerate(held) if k == shape}
+            row = true["shape"][b, shape]
+            assert set(row[: len(COLOURS)].nonzero()[:, 0].tolist()) == asked
+            assert set(row[len(COLOURS) :].nonzero()[:, 0].tolist()) == places
+    assert true["shape"].sum() > 0

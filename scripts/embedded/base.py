@@ -1,13 +1,14 @@
-"""Train the embedded model's text encoder, UNet and depth ControlNet.
+"""Train the embedded model's UNet and depth ControlNet, and its text encoder along with them.
 
-    python -m scripts.embedded.base --phase native --minutes 40     # text encoder and UNet on 128x128
+    python -m scripts.embedded.words --minutes 5                    # first, the text encoder alone
+    python -m scripts.embedded.base --phase native --minutes 40     # then with the UNet, on 128x128
     python -m scripts.embedded.base --phase mixed --minutes 40      # with the depth ControlNet, on all sizes
 
 Native: v prediction, 10% empty captions. Mixed: the ControlNet starts as a copy of the UNet's encoder and
 learns beside it: it is shown to 75% of the pictures, the others are trained without, so that the UNet stays whole by
-itself. Captions are drawn anew each time; pictures are mirrored half of the time, captions and all. Every tenth of
-the way a checkpoint, a snapshot of the averaged weights in the diffusers layout and a sheet of samples go to the
-work folder.
+itself; where the map is shown, errors inside the objects count more. Captions are drawn anew each time; pictures
+are mirrored half of the time, captions and all. Every tenth of the way a checkpoint and a snapshot of the averaged
+weights in the diffusers layout go to the work folder, and a sheet of samples every third time.
 With `torchrun --nproc-per-node 2` two processes of one thread share the work (see training.Team).
 `--resume` goes on from the checkpoint, or from the committed weights where there is none.
 """
@@ -47,24 +48,27 @@ UNET = {
     "cross_attention_dim": WIDTH,
     "attention_head_dim": (4, 6, 7),  # as in Stable Diffusion 1's configs: the number of heads
     "norm_num_groups": 16,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3,
+    "up_block_types": ("CrossAttnUpBlock2D",) * 3,
+    # At the top level each latent asks the words twice and no other latent: without the words there, colours do not
+    # find their objects; with attention among all the latents of a 768x512 picture a step takes three times as long.
+    "only_cross_attention": (True, False, False),
 }
 CONDITIONING = (8, 16, 32, 64)
 OFFSET = 0.4  # noise with a mean of its own, so that whether it is night is read from the words and not off the noise
 EARLY = 0.4  # the share of timesteps from the noisiest tenth, where the words decide the whole
-WORDS = 3.0  # the text encoder learns this much faster than the rest
-HINTED = 0.75
+HINTED = 0.75  # the share of pictures whose depth map is shown
+INSIDE = 2.0  # how much more an error inside an object counts, where the map says which latents those are
+SHORT = 512  # up to so many keys plain attention is faster to train on a CPU than the fused kernel
 
 # bank, share of the steps, batch: every step costs about as much
 NATIVE = [("unet128", 1.0, 32)]
 MIXED = [
-    ("unet128", 0.50, 32),
+    ("unet128", 0.52, 32),
     ("mix256", 0.14, 8),
     ("mix384", 0.12, 5),
     ("mix256t", 0.08, 5),
-    ("vae768", 0.04, 1),
-    ("big768", 0.07, 1),
+    ("big768", 0.09, 1),
     ("big512", 0.05, 1),
 ]
 
@@ -84,11 +88,33 @@ def awaken(net: nn.Module) -> None:
     nn.init.zeros_(embedding.conv_out.bias)
 
 
+class Attention:
+    """An attention processor for training: plain products where the keys are few, the fused kernel elsewhere."""
+
+    def __init__(self) -> None:
+        from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+
+        self.plain, self.fused = AttnProcessor(), AttnProcessor2_0()
+
+    def __call__(
+        self, attention: nn.Module, x: Tensor, encoder_hidden_states: Tensor | None = None, **more: object
+    ) -> Tensor:
+        keys = x if encoder_hidden_states is None else encoder_hidden_states
+        way = self.plain if keys.device.type == "cpu" and keys.shape[1] <= SHORT else self.fused
+        return way(attention, x, encoder_hidden_states, **more)
+
+
 def build() -> dict[str, nn.Module]:
     from diffusers import ControlNetModel, UNet2DConditionModel
 
     unet = UNet2DConditionModel(**UNET)
     net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=CONDITIONING)
+    for module in (unet, net):
+        module.set_attn_processor(Attention())
+        for name, part in module.named_modules():
+            if name.endswith(".proj_out"):  # every attention begins as nothing, as in Stable Diffusion
+                nn.init.zeros_(part.weight)
+                nn.init.zeros_(part.bias)
     return {"text_encoder": build_text_encoder(load_tokenizer()), "unet": unet, "controlnet_depth": net}
 
 
@@ -104,7 +130,9 @@ class Objective:
         betas = torch.linspace(SCHEDULE["beta_start"] ** 0.5, SCHEDULE["beta_end"] ** 0.5, 1000) ** 2
         self.alpha_bar = (1 - betas).cumprod(0).to(device)
 
-    def __call__(self, x0: Tensor, tokens: Tensor, hint: Tensor | None) -> Tensor:
+    def __call__(self, x0: Tensor, tokens: Tensor, hint: Tensor | None, inside: Tensor) -> Tensor:
+        """`hint` [S,3,8h,8w] is shown to the first S pictures; `inside` [B,1,h,w] is the share of each latent that is
+        an object's."""
         count = len(x0)
         t = torch.randint(1000, (count,), device=self.device)
         early = torch.rand(count, device=self.device) < EARLY
@@ -114,18 +142,21 @@ class Objective:
         x = a.sqrt() * x0 + (1 - a).sqrt() * eps
         context = self.modules["text_encoder"](tokens).last_hidden_state
         residuals: dict[str, object] = {}
+        weight = torch.ones_like(inside)
         if hint is not None:
-            down, mid = self.modules["controlnet_depth"](x, t, context, hint, return_dict=False)
-            shown = (
-                (torch.rand(count, 1, 1, 1, device=self.device) < HINTED).to(mid.dtype) if count > 1 else 1.0
+            shown = len(hint)
+            down, mid = self.modules["controlnet_depth"](
+                x[:shown], t[:shown], context[:shown], hint, return_dict=False
             )
+            rest = (0, 0, 0, 0, 0, 0, 0, count - shown)
             residuals = {
-                "down_block_additional_residuals": [r * shown for r in down],
-                "mid_block_additional_residual": mid * shown,
+                "down_block_additional_residuals": [F.pad(r, rest) for r in down],
+                "mid_block_additional_residual": F.pad(mid, rest),
             }
+            weight[:shown] += INSIDE * inside[:shown]
         out = self.modules["unet"](x, t, context, **residuals).sample
         v = a.sqrt() * eps - (1 - a).sqrt() * x0
-        return F.mse_loss(out.float(), v)
+        return (weight * (out.float() - v).square()).mean()
 
 
 def main() -> None:
@@ -143,6 +174,7 @@ def main() -> None:
         "--resume", action="store_true", help="go on from the checkpoint, or from the committed weights"
     )
     parser.add_argument("--from", dest="source", type=Path, help="start from this model folder's weights")
+    parser.add_argument("--words", action="store_true", help="with the text encoder that `words` taught")
     args = parser.parse_args()
     team = Team()
     torch.manual_seed(args.seed)  # the same weights for all to start with
@@ -166,11 +198,11 @@ def main() -> None:
                 modules["unet"], conditioning_embedding_out_channels=CONDITIONING
             )
             awaken(modules["controlnet_depth"])
+    if args.words and state is None:
+        load_committed({"text_encoder": modules["text_encoder"]}, work / "words")
     live = {name: m.to(device).train() for name, m in modules.items() if mixed or name != "controlnet_depth"}
     parameters = [p for m in live.values() for p in m.parameters()]
-    words = [p for name, m in live.items() if name == "text_encoder" for p in m.parameters()]
-    groups = [{"params": words, "scale": WORDS}, {"params": parameters[len(words) :], "scale": 1.0}]
-    optimizer = torch.optim.AdamW(groups, lr=args.rate, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(parameters, lr=args.rate, betas=(0.9, 0.99), weight_decay=0.01)
     average = Average(live.values(), 0.9993)
     objective = Objective(live, device)
     seed = args.seed + (state["index"] if state else 0)
@@ -190,14 +222,14 @@ def main() -> None:
         saved = int(progress.done * 10)
     seen = 0
     while (done := team.agree(progress.done)) < 1:
-        x0, tokens, hint = batches.draw()
+        x0, tokens, hint, inside = batches.draw()
         for group in optimizer.param_groups:
-            group["lr"] = args.rate * group["scale"] * cosine(done, floor=args.floor)
+            group["lr"] = args.rate * cosine(done, floor=args.floor)
         with (
             torch.autocast(device.type, torch.bfloat16) if device.type == "cpu" else contextlib.nullcontext()
         ):
-            show = mixed and (len(x0) > 1 or random.Random(index).random() < HINTED)
-            loss = objective(x0, tokens, hint if show else None)
+            shown = int(HINTED * len(x0) + random.Random(index).random()) if mixed else 0
+            loss = objective(x0, tokens, hint[:shown] if shown else None, inside)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         team.average(parameters)

@@ -6,12 +6,13 @@ import random
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scripts.embedded.bank import load_bank
 from scripts.embedded.captions import caption
 from scripts.embedded.training import load_state, save_state, work_folder
-from scripts.embedded.world import Scenes
+from scripts.embedded.world import MAX_OBJECTS, Scenes
 
 __all__ = ["Bank", "Batches", "encoded", "mirror"]
 
@@ -25,6 +26,7 @@ class Bank:
 
     latents: Tensor  # [N,2,4,h,w] fp16, scaled; the second is the mirrored picture's
     disparity: Tensor  # [N,1,H,W] fp16
+    inside: Tensor  # [N,1,h,w] fp16, the share of each latent that is an object's
     scenes: Scenes
     mirrored: Scenes
 
@@ -44,7 +46,8 @@ def encoded(name: str, vae: nn.Module, device: torch.device) -> Bank:
     """A bank with its latents, encoded once and kept beside it."""
     bank = load_bank(name)
     kept = work_folder() / f"{name}.latents.pt"
-    weights = float(sum(p.double().abs().sum() for p in vae.parameters()))  # a new VAE makes new latents
+    parts = (vae.encoder, vae.quant_conv)  # a new encoder makes new latents
+    weights = float(sum(p.double().abs().sum() for part in parts for p in part.parameters()))
     state = load_state(kept) if kept.exists() else {"weights": None}
     if state["weights"] != weights:
         latents = torch.empty(
@@ -64,7 +67,8 @@ def encoded(name: str, vae: nn.Module, device: torch.device) -> Bank:
         state = {"weights": weights, "latents": latents}
         save_state(kept, **state)
     scenes = bank["scenes"]
-    return Bank(state["latents"], bank["disparity"], scenes, mirror(scenes))
+    inside = F.avg_pool2d((bank["ids"] < MAX_OBJECTS).float()[:, None], 8).half()
+    return Bank(state["latents"], bank["disparity"], inside, scenes, mirror(scenes))
 
 
 class Batches:
@@ -87,15 +91,17 @@ class Batches:
         self.g = torch.Generator().manual_seed(seed * 64 + rank)
         self.rng = random.Random(seed * 64 + rank)
 
-    def draw(self) -> tuple[Tensor, Tensor, Tensor]:
-        """x0 [B,4,h,w], token ids [B,77] and depth hints [B,3,8h,8w] in 0..1."""
+    def draw(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x0 [B,4,h,w], token ids [B,77], depth hints [B,3,8h,8w] in 0..1, the objects' share of latents [B,1,h,w]."""
         which = int(torch.multinomial(self.shares, 1, generator=self.choice))
         bank, count = self.banks[which], self.sizes[which]
         rows = torch.randint(len(bank.latents), (count,), generator=self.g)
         turned = torch.randint(2, (count,), generator=self.g)
         x0 = bank.latents[rows, turned].float()
-        hint = bank.disparity[rows].float()
-        hint = torch.where(turned.view(-1, 1, 1, 1) == 1, hint.flip(-1), hint)
+        hint, inside = (
+            torch.where(turned.view(-1, 1, 1, 1) == 1, held.flip(-1), held)
+            for held in (bank.disparity[rows].float(), bank.inside[rows].float())
+        )
         texts = [
             ""
             if self.rng.random() < EMPTY
@@ -105,4 +111,5 @@ class Batches:
         tokens = self.tokenizer(
             texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
         ).input_ids
-        return x0.to(self.device), tokens.to(self.device), hint.expand(-1, 3, -1, -1).to(self.device)
+        hint = hint.expand(-1, 3, -1, -1)
+        return tuple(held.to(self.device) for held in (x0, tokens, hint, inside))

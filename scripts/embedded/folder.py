@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -89,8 +90,10 @@ def _keep_prefix(path: Path) -> None:
 
 
 def load_committed(modules: dict[str, nn.Module], folder: Path = ASSETS) -> None:
-    """Fill modules with the weights of a model folder, those that it has."""
+    """Fill modules with the weights of a model folder, those that it has; layers that are new stay as they are."""
     for name, module in modules.items():
         if (folder / name).is_dir():
             held = type(module).from_pretrained(folder / name, torch_dtype=torch.float32)
-            module.load_state_dict(held.state_dict())
+            absent = module.load_state_dict(held.state_dict(), strict=False).missing_keys
+            if absent:
+                print(f"{name}: {len(absent)} tensors are new, {absent[0]} the first", file=sys.stderr)

@@ -4,6 +4,7 @@
     python -m scripts.embedded.bank vae768 --count 90 --seed 1002 --size 768x512
     python -m scripts.embedded.bank vae512 --count 30 --seed 1003 --size 512x768
     python -m scripts.embedded.vae --minutes 30
+    python -m scripts.embedded.vae --minutes 15 --rate 1e-3 --polish --resume
 
 Loss: L1 + 3 MSE on pixels, those of objects and their rims counted more; from 40% on, L1 of the gradients too; a
 tiny KL. Crops are 64x64 first and 128x128 or 192x192 for the last quarter, so that the group norms see whole pictures.
@@ -89,10 +90,14 @@ class Crops:
         return torch.stack(crops).float() / 127.5 - 1, F.max_pool2d(mask, 3, 1, 1)
 
 
-def loss_of(x: Tensor, y: Tensor, weight: Tensor, gradient: float) -> Tensor:
-    """Weighted L1 + 3 MSE of y against x [B,3,H,W], plus `gradient` times the L1 of their differences to neighbours."""
+def loss_of(x: Tensor, y: Tensor, weight: Tensor, gradient: float, polish: bool = False) -> Tensor:
+    """Weighted L1 + 3 MSE of y against x [B,3,H,W], plus `gradient` times the L1 of their differences to neighbours.
+
+    With `polish` 0.3 L1 + 20 MSE: at the errors left by then it is the MSE that decides.
+    """
     off = y - x
-    loss = (weight * (off.abs() + 3 * off.square())).mean()
+    near, far = (0.3, 20.0) if polish else (1.0, 3.0)
+    loss = (weight * (near * off.abs() + far * off.square())).mean()
     if gradient > 0:
         across = (off[..., 1:] - off[..., :-1]).abs() * weight[..., 1:]
         down = (off[..., 1:, :] - off[..., :-1, :]).abs() * weight[..., 1:, :]
@@ -126,6 +131,7 @@ def main() -> None:
     parser.add_argument(
         "--resume", action="store_true", help="go on from the checkpoint, or from the committed weights"
     )
+    parser.add_argument("--polish", action="store_true", help="a last stage: large crops, mostly MSE")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
@@ -133,28 +139,30 @@ def main() -> None:
     device = default_device()
     vae = build().to(device)
     work, index, seconds = work_folder(), 0, 0.0
+    checkpoint = work / ("polish.ckpt" if args.polish else "vae.ckpt")
+    from diffusers import AutoencoderKL
+
     optimizer = torch.optim.AdamW(vae.parameters(), lr=args.rate, betas=(0.9, 0.99), weight_decay=1e-4)
     average = Average([vae], 0.998)
     if args.resume:
-        if (work / "vae.ckpt").exists():
-            state = load_state(work / "vae.ckpt")
+        if checkpoint.exists():
+            state = load_state(checkpoint)
             vae.load_state_dict(state["vae"])
             optimizer.load_state_dict(state["optimizer"])
             index, seconds = state["index"], state["seconds"]
         else:
-            from diffusers import AutoencoderKL
-
             vae.load_state_dict(AutoencoderKL.from_pretrained(ASSETS / "vae").float().state_dict())
         average = Average([vae], 0.998)
         average.count = index
-    crops = Crops([("vae128", 0.7), ("vae768", 0.2), ("vae512", 0.1)], device)
+    banks = ("unet128", "big768", "big512") if args.polish else ("vae128", "vae768", "vae512")
+    crops = Crops(list(zip(banks, (0.7, 0.2, 0.1), strict=True)), device)
     g = torch.Generator().manual_seed(args.seed + index)
     progress = Progress("vae", args.minutes)
     progress.start -= seconds
     saved = int(progress.done * 10)
     while progress.done < 1:
         done = progress.done
-        large = done > 0.75
+        large = done > 0.75 or args.polish
         side = 64 if not large else (128 if index % 3 else 192)
         batch = args.batch if not large else (4 if index % 3 else 2)
         x, solid = crops.draw(batch, side, g)
@@ -165,9 +173,9 @@ def main() -> None:
         ):
             posterior = vae.encode(x).latent_dist
             y = vae.decode(posterior.sample()).sample
-        gradient = 0.0 if done < 0.4 else min(1.0, (done - 0.4) / 0.2) * 0.6
+        gradient = 0.2 if args.polish else 0.6 * min(1.0, max(0.0, (done - 0.4) / 0.2))
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).float().mean()
-        loss = loss_of(x, y.float(), 1 + 1.5 * solid, gradient) + 2e-4 * kl
+        loss = loss_of(x, y.float(), 1 + 1.5 * solid, gradient, args.polish) + 2e-4 * kl
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -186,7 +194,7 @@ def main() -> None:
             average.swap()
             spent = done * progress.seconds
             save_state(
-                work / "vae.ckpt",
+                checkpoint,
                 vae=vae.state_dict(),
                 optimizer=optimizer.state_dict(),
                 index=index,
@@ -194,9 +202,12 @@ def main() -> None:
             )
     average.swap()
     with torch.no_grad():
-        bank = load_bank("vae128")["picture"][:256].float() / 127.5 - 1
+        bank = load_bank(banks[0])["picture"][:256].float() / 127.5 - 1
         latents = torch.cat([vae.encode(p).latent_dist.mode() for p in bank.to(device).split(8)])
-    vae.register_to_config(scaling_factor=round(float(1 / latents.std()), 5))
+    scale = round(float(1 / latents.std()), 5)
+    if args.polish:  # what was trained on the latents goes on with their scale
+        scale = AutoencoderKL.load_config(ASSETS / "vae")["scaling_factor"]
+    vae.register_to_config(scaling_factor=scale)
     print(
         f"latents: std {float(latents.std()):.4f}, per channel {[round(float(v), 3) for v in latents.std((0, 2, 3))]}"
     )
