@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from scripts.embedded.captions import captions
+from scripts.embedded.looks import LOOKS, draw
 from scripts.embedded.training import Progress, default_device, load_state, save_state, work_folder
 from scripts.embedded.world import Scenes, render, sample_scenes
 
@@ -19,9 +20,18 @@ __all__ = ["load_bank", "make_bank"]
 
 
 def make_bank(
-    path: Path, count: int, seed: int, size: tuple[int, int], supersample: int, chunk: int = 1
+    path: Path,
+    count: int,
+    seed: int,
+    size: tuple[int, int],
+    supersample: int,
+    look: str | None = None,
+    chunk: int = 1,
 ) -> None:
-    """Render `count` scenes of `seed` at `size` into one file: pictures and ids uint8, disparity fp16, captions."""
+    """Render `count` scenes of `seed` at `size` into one file: pictures and ids uint8, disparity fp16, captions.
+
+    With `look` the pictures are drawn in one of the looks of looks.py.
+    """
     scenes = sample_scenes(count, seed, size)
     device = default_device()
     height, width = size
@@ -31,7 +41,8 @@ def make_bank(
     progress = Progress(f"rendering {path.stem}", 1e9)
     for at in range(0, count, chunk):
         done = render(scenes[at : at + chunk].to(device), size, supersample)
-        picture[at : at + chunk] = (done.picture * 255).round().byte().cpu()
+        drawn = done.picture if look is None else draw(scenes[at : at + chunk], size, look)
+        picture[at : at + chunk] = (drawn * 255).round().byte().cpu()
         disparity[at : at + chunk] = done.disparity.half().cpu()
         ids[at : at + chunk] = done.ids.byte().cpu()
         progress.step(at, torch.tensor(at / count))
@@ -57,9 +68,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--size", default="128x128")
     parser.add_argument("--supersample", type=int, default=2)
+    parser.add_argument("--look", choices=sorted(LOOKS))
     args = parser.parse_args()
     width, height = map(int, args.size.split("x"))
-    make_bank(work_folder() / f"{args.name}.pt", args.count, args.seed, (height, width), args.supersample)
+    make_bank(
+        work_folder() / f"{args.name}.pt", args.count, args.seed, (height, width), args.supersample, args.look
+    )
 
 
 if __name__ == "__main__":

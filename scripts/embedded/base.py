@@ -16,28 +16,19 @@ With `torchrun --nproc-per-node 2` two processes of one thread share the work (s
 from __future__ import annotations
 
 import argparse
-import contextlib
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scripts.embedded.data import Batches
-from scripts.embedded.folder import SCHEDULE, load_committed, write_model
+from scripts.embedded.data import Batches, load_vae
+from scripts.embedded.fit import add_arguments, begin, fit
+from scripts.embedded.folder import SCHEDULE, load_committed
 from scripts.embedded.text import WIDTH, build_text_encoder, load_tokenizer
-from scripts.embedded.training import (
-    ASSETS,
-    Average,
-    Progress,
-    Team,
-    cosine,
-    default_device,
-    load_state,
-    save_state,
-    work_folder,
-)
+from scripts.embedded.training import ASSETS, work_folder
 
 UNET = {
     "sample_size": 16,
@@ -104,6 +95,16 @@ class Attention:
         return way(attention, x, encoder_hidden_states, **more)
 
 
+def new_net(unet: nn.Module) -> nn.Module:
+    """A ControlNet that begins as a copy of the UNet's encoder, with a way in for its hint."""
+    from diffusers import ControlNetModel
+
+    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=CONDITIONING)
+    net.set_attn_processor(Attention())
+    awaken(net)
+    return net
+
+
 def build() -> dict[str, nn.Module]:
     from diffusers import ControlNetModel, UNet2DConditionModel
 
@@ -125,14 +126,16 @@ class Objective:
     that predicts noise leaves it to chance.
     """
 
-    def __init__(self, modules: dict[str, nn.Module], device: torch.device) -> None:
-        self.modules, self.device = modules, device
+    def __init__(self, modules: dict[str, nn.Module], device: torch.device, kind: str = "depth") -> None:
+        self.modules, self.device, self.net = modules, device, f"controlnet_{kind}"
         betas = torch.linspace(SCHEDULE["beta_start"] ** 0.5, SCHEDULE["beta_end"] ** 0.5, 1000) ** 2
         self.alpha_bar = (1 - betas).cumprod(0).to(device)
 
-    def __call__(self, x0: Tensor, tokens: Tensor, hint: Tensor | None, inside: Tensor) -> Tensor:
+    def __call__(
+        self, x0: Tensor, tokens: Tensor, hint: Tensor | None, inside: Tensor, given: Tensor | None = None
+    ) -> Tensor:
         """`hint` [S,3,8h,8w] is shown to the first S pictures; `inside` [B,1,h,w] is the share of each latent that is
-        an object's."""
+        an object's. `given` [B,5,h,w] are an inpainting UNet's further channels; `inside` is then its mask."""
         count = len(x0)
         t = torch.randint(1000, (count,), device=self.device)
         early = torch.rand(count, device=self.device) < EARLY
@@ -145,15 +148,16 @@ class Objective:
         weight = torch.ones_like(inside)
         if hint is not None:
             shown = len(hint)
-            down, mid = self.modules["controlnet_depth"](
-                x[:shown], t[:shown], context[:shown], hint, return_dict=False
-            )
+            down, mid = self.modules[self.net](x[:shown], t[:shown], context[:shown], hint, return_dict=False)
             rest = (0, 0, 0, 0, 0, 0, 0, count - shown)
             residuals = {
                 "down_block_additional_residuals": [F.pad(r, rest) for r in down],
                 "mid_block_additional_residual": F.pad(mid, rest),
             }
             weight[:shown] += INSIDE * inside[:shown]
+        if given is not None:
+            x = torch.cat([x, given], dim=1)
+            weight += INSIDE * inside
         out = self.modules["unet"](x, t, context, **residuals).sample
         v = a.sqrt() * eps - (1 - a).sqrt() * x0
         return (weight * (out.float() - v).square()).mean()
@@ -164,114 +168,36 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--phase", choices=("native", "mixed"), default="native")
-    parser.add_argument("--minutes", type=float, default=40)
-    parser.add_argument("--rate", type=float, default=1.5e-3)
-    parser.add_argument("--floor", type=float, default=0.02, help="the last learning rate over the first")
-    parser.add_argument("--install", action="store_true", help="write the result into the package")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--resume", action="store_true", help="go on from the checkpoint, or from the committed weights"
-    )
+    add_arguments(parser, minutes=40, rate=1.5e-3)
     parser.add_argument("--from", dest="source", type=Path, help="start from this model folder's weights")
     parser.add_argument("--words", action="store_true", help="with the text encoder that `words` taught")
     args = parser.parse_args()
-    team = Team()
-    torch.manual_seed(args.seed)  # the same weights for all to start with
-    torch.set_num_threads(args.threads)
-    device, work = default_device(), work_folder()
-    from diffusers import AutoencoderKL
-
-    vae = AutoencoderKL.from_pretrained(ASSETS / "vae", torch_dtype=torch.float32).to(device)
+    team, device = begin(args)
     modules = build()
     mixed = args.phase == "mixed"
-    checkpoint = work / f"{args.phase}.ckpt"
-    state = load_state(checkpoint) if args.resume and checkpoint.exists() else None
-    if state is not None:
-        for name, module in modules.items():
-            module.load_state_dict(state["modules"][name])
-    elif args.source or args.resume:
-        source = args.source or ASSETS
+    source = args.source or (ASSETS if args.resume else None)
+    if source is not None:
         load_committed(modules, source)
         if mixed and not (source / "controlnet_depth").is_dir():
-            modules["controlnet_depth"] = type(modules["controlnet_depth"]).from_unet(
-                modules["unet"], conditioning_embedding_out_channels=CONDITIONING
-            )
-            awaken(modules["controlnet_depth"])
-    if args.words and state is None:
-        load_committed({"text_encoder": modules["text_encoder"]}, work / "words")
+            modules["controlnet_depth"] = new_net(modules["unet"])
+    if args.words:
+        load_committed({"text_encoder": modules["text_encoder"]}, work_folder() / "words")
     live = {name: m.to(device).train() for name, m in modules.items() if mixed or name != "controlnet_depth"}
-    parameters = [p for m in live.values() for p in m.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=args.rate, betas=(0.9, 0.99), weight_decay=0.01)
-    average = Average(live.values(), 0.9993)
-    objective = Objective(live, device)
-    seed = args.seed + (state["index"] if state else 0)
-    torch.manual_seed(seed * 64 + team.rank)
-    banks = MIXED if mixed else NATIVE
-    for turn in range(2):  # the first encodes what has not been encoded yet, the others read it
-        if team.leads == (turn == 0):
-            batches = Batches(banks, vae, load_tokenizer(), device, seed, team.rank)
-        team.agree(0.0)
-    progress = Progress(args.phase, args.minutes)
-    index = saved = 0
-    if state is not None:
-        optimizer.load_state_dict(state["optimizer"])
-        average.mean = [m.to(device) for m in state["mean"]]
-        index, average.count = state["index"], state["index"]
-        progress.start -= state["seconds"]
-        saved = int(progress.done * 10)
-    seen = 0
-    while (done := team.agree(progress.done)) < 1:
-        x0, tokens, hint, inside = batches.draw()
-        for group in optimizer.param_groups:
-            group["lr"] = args.rate * cosine(done, floor=args.floor)
-        with (
-            torch.autocast(device.type, torch.bfloat16) if device.type == "cpu" else contextlib.nullcontext()
-        ):
+
+    def start(seed: int) -> Callable[[int], tuple[Tensor, int]]:
+        batches = Batches(
+            MIXED if mixed else NATIVE, load_vae(device), load_tokenizer(), device, seed, team.rank
+        )
+        objective = Objective(live, device)
+
+        def step(index: int) -> tuple[Tensor, int]:
+            x0, tokens, hint, inside = batches.draw()
             shown = int(HINTED * len(x0) + random.Random(index).random()) if mixed else 0
-            loss = objective(x0, tokens, hint[:shown] if shown else None, inside)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        team.average(parameters)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        average.update()
-        index, seen = index + 1, seen + len(x0) * team.size
-        if not team.leads:
-            continue
-        progress.step(index, loss.detach(), f"{seen} pictures")
-        if int(progress.done * 10) > saved:
-            saved = int(progress.done * 10)
-            save_state(
-                checkpoint,
-                modules={n: m.state_dict() for n, m in modules.items()},
-                mean=average.mean,
-                optimizer=optimizer.state_dict(),
-                index=index,
-                seconds=progress.done * progress.seconds,
-            )
-            average.swap()
-            write_model(live, work / "solids")
-            average.swap()
-            if progress.done < 1 and saved % 3 == 0:
-                _sheet(work / "solids", work / f"{args.phase}-{saved}.png")
-    if not team.leads:
-        return
-    average.swap()
-    write_model(live, work / "solids")
-    if args.install:
-        write_model(live, ASSETS)
-    print(f"{args.phase}: {index} steps, {seen} pictures in this run; weights in {work / 'solids'}")
+            return objective(x0, tokens, hint[:shown] if shown else None, inside), len(x0)
 
+        return step
 
-def _sheet(folder: Path, path: Path) -> None:
-    """Sample a small sheet with the weights in `folder`, in a process of its own: training keeps its random state."""
-    import subprocess
-    import sys
-
-    subprocess.Popen(
-        [sys.executable, "-m", "scripts.embedded.evaluate", "--model", str(folder), "--sheet", str(path)]
-    )
+    fit(args.phase, live, start, args, team, look=True)
 
 
 if __name__ == "__main__":

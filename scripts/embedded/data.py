@@ -9,13 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rawdiff.images import make_hint
 from scripts.embedded.bank import load_bank
 from scripts.embedded.captions import caption
-from scripts.embedded.training import load_state, save_state, work_folder
+from scripts.embedded.training import ASSETS, load_state, save_state, work_folder
 from scripts.embedded.world import MAX_OBJECTS, Scenes
 
-__all__ = ["Bank", "Batches", "encoded", "mirror"]
+__all__ = ["HINTS", "Bank", "Batches", "encoded", "load_vae", "mirror"]
 
+HINTS = ("depth", "normal", "canny")
 EMPTY = 0.1
 """The share of captions left empty, for guidance."""
 
@@ -25,7 +27,7 @@ class Bank:
     """A bank of pictures as the networks see it."""
 
     latents: Tensor  # [N,2,4,h,w] fp16, scaled; the second is the mirrored picture's
-    disparity: Tensor  # [N,1,H,W] fp16
+    hint: Tensor  # [N,1 or 3,H,W] fp16 in 0..1, or uint8
     inside: Tensor  # [N,1,h,w] fp16, the share of each latent that is an object's
     scenes: Scenes
     mirrored: Scenes
@@ -42,8 +44,8 @@ def mirror(scenes: Scenes) -> Scenes:
 
 
 @torch.no_grad()
-def encoded(name: str, vae: nn.Module, device: torch.device) -> Bank:
-    """A bank with its latents, encoded once and kept beside it."""
+def encoded(name: str, vae: nn.Module, device: torch.device, kind: str = "depth") -> Bank:
+    """A bank with its latents, encoded once and kept beside it, and hints of `kind`."""
     bank = load_bank(name)
     kept = work_folder() / f"{name}.latents.pt"
     parts = (vae.encoder, vae.quant_conv)  # a new encoder makes new latents
@@ -68,7 +70,34 @@ def encoded(name: str, vae: nn.Module, device: torch.device) -> Bank:
         save_state(kept, **state)
     scenes = bank["scenes"]
     inside = F.avg_pool2d((bank["ids"] < MAX_OBJECTS).float()[:, None], 8).half()
-    return Bank(state["latents"], bank["disparity"], inside, scenes, mirror(scenes))
+    return Bank(state["latents"], _hints(name, bank, kind), inside, scenes, mirror(scenes))
+
+
+def _hints(name: str, bank: dict, kind: str) -> Tensor:
+    """Hints of `kind` for a bank, made as users make them and kept beside it."""
+    if kind == "depth":
+        return bank["disparity"]
+    kept = work_folder() / f"{name}.{kind}.pt"
+    if not kept.exists():
+        size = tuple(bank["picture"].shape[2:])
+        made = torch.empty(len(bank["picture"]), 3, *size, dtype=torch.uint8)
+        for k in range(len(made)):
+            picture, disparity = (
+                bank["picture"][k].permute(1, 2, 0).numpy(),
+                bank["disparity"][k, 0].float().numpy(),
+            )
+            source = disparity if kind == "normal" else picture
+            hint = make_hint(kind, source, size, derive=True, say=lambda line: None)
+            made[k] = (hint.tensor * 255).round().byte()
+        save_state(kept, hints=made)
+    return load_state(kept)["hints"]
+
+
+def load_vae(device: torch.device) -> nn.Module:
+    """The embedded autoencoder in fp32."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL.from_pretrained(ASSETS / "vae", torch_dtype=torch.float32).to(device)
 
 
 class Batches:
@@ -82,8 +111,10 @@ class Batches:
         device: torch.device,
         seed: int,
         rank: int = 0,
+        kind: str = "depth",
     ) -> None:
-        self.banks = [encoded(name, vae, device) for name, _, _ in plan]
+        self.kind = kind
+        self.banks = [encoded(name, vae, device, kind) for name, _, _ in plan]
         self.shares = torch.tensor([share for _, share, _ in plan])
         self.sizes = [batch for _, _, batch in plan]
         self.tokenizer, self.device = tokenizer, device
@@ -92,16 +123,20 @@ class Batches:
         self.rng = random.Random(seed * 64 + rank)
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """x0 [B,4,h,w], token ids [B,77], depth hints [B,3,8h,8w] in 0..1, the objects' share of latents [B,1,h,w]."""
+        """x0 [B,4,h,w], token ids [B,77], hints [B,3,8h,8w] in 0..1, the objects' share of latents [B,1,h,w]."""
         which = int(torch.multinomial(self.shares, 1, generator=self.choice))
         bank, count = self.banks[which], self.sizes[which]
         rows = torch.randint(len(bank.latents), (count,), generator=self.g)
         turned = torch.randint(2, (count,), generator=self.g)
         x0 = bank.latents[rows, turned].float()
-        hint, inside = (
-            torch.where(turned.view(-1, 1, 1, 1) == 1, held.flip(-1), held)
-            for held in (bank.disparity[rows].float(), bank.inside[rows].float())
-        )
+        hint, inside = bank.hint[rows].float(), bank.inside[rows].float()
+        if bank.hint.dtype == torch.uint8:
+            hint = hint / 255
+        seen = hint.flip(-1)
+        if self.kind == "normal":  # a mirror turns left and right, and so red
+            seen[:, 0] = 1 - seen[:, 0]
+        other = turned.view(-1, 1, 1, 1) == 1
+        hint, inside = torch.where(other, seen, hint), torch.where(other, inside.flip(-1), inside)
         texts = [
             ""
             if self.rng.random() < EMPTY

@@ -68,7 +68,10 @@ def write_model(modules: dict[str, nn.Module], folder: Path) -> None:
         "native_size": [128, 128],
         "guidance": 4.0,
         "sampler": None,
-        "controls": {"depth": "controlnet_depth"},
+        **({"inpaint": "unet_inpaint"} if (folder / "unet_inpaint").is_dir() else {}),
+        "controls": {
+            path.name.removeprefix("controlnet_"): path.name for path in sorted(folder.glob("controlnet_*"))
+        },
     }
     (folder / "scheduler").mkdir(exist_ok=True)
     for path, content in (

@@ -18,6 +18,7 @@ __all__ = [
     "ASSETS",
     "Average",
     "Progress",
+    "Team",
     "cosine",
     "default_device",
     "load_state",
@@ -49,11 +50,11 @@ def cosine(done: float, warm: float = 0.02, floor: float = 0.02) -> float:
 
 
 class Average:
-    """An exponential moving average of modules' parameters, with a warm start."""
+    """An exponential moving average of parameters, with a warm start."""
 
-    def __init__(self, modules: Iterable[nn.Module], decay: float = 0.999) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter], decay: float = 0.999) -> None:
         self.decay, self.count = decay, 0
-        self.live = [p for m in modules for p in m.parameters()]
+        self.live = list(parameters)
         self.mean = [p.detach().clone() for p in self.live]
 
     @torch.no_grad()

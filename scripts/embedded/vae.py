@@ -143,7 +143,7 @@ def main() -> None:
     from diffusers import AutoencoderKL
 
     optimizer = torch.optim.AdamW(vae.parameters(), lr=args.rate, betas=(0.9, 0.99), weight_decay=1e-4)
-    average = Average([vae], 0.998)
+    average = Average(vae.parameters(), 0.998)
     if args.resume:
         if checkpoint.exists():
             state = load_state(checkpoint)
@@ -152,7 +152,7 @@ def main() -> None:
             index, seconds = state["index"], state["seconds"]
         else:
             vae.load_state_dict(AutoencoderKL.from_pretrained(ASSETS / "vae").float().state_dict())
-        average = Average([vae], 0.998)
+        average = Average(vae.parameters(), 0.998)
         average.count = index
     banks = ("unet128", "big768", "big512") if args.polish else ("vae128", "vae768", "vae512")
     crops = Crops(list(zip(banks, (0.7, 0.2, 0.1), strict=True)), device)

@@ -133,7 +133,7 @@ def main() -> None:
     encoder, questions = encoder.to(device).train(), Questions().to(device)
     parameters = [*encoder.parameters(), *questions.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=args.rate, betas=(0.9, 0.99), weight_decay=0.01)
-    average = Average([encoder, questions], 0.995)
+    average = Average(parameters, 0.995)
     source, held = Captions(args.seed, device), Captions(args.seed + 1_000_000, device)
     progress, index = Progress("words", args.minutes), 0
     while (done := progress.done) < 1:

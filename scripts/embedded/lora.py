@@ -1,0 +1,124 @@
+"""Train a LoRA for one of the looks of looks.py, on the attention of UNet and text encoder.
+
+    python -m scripts.embedded.bank look-paper --count 1500 --seed 4001 --look paper
+    python -m scripts.embedded.lora paper --minutes 10 --install
+
+Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685): every projection W of an attention becomes W + up @ down, and
+only `down` [rank, in] and `up` [out, rank] learn. Captions say nothing of the look: at scale 1 every picture gets it.
+Written twice, in kohya's layout and in diffusers'; alpha is the rank, so that both mean the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from scripts.embedded.base import Objective, build
+from scripts.embedded.data import Batches, load_vae
+from scripts.embedded.fit import add_arguments, begin, fit
+from scripts.embedded.folder import load_committed
+from scripts.embedded.looks import LOOKS
+from scripts.embedded.text import load_tokenizer
+
+RANK = 8
+UNET = ("to_q", "to_k", "to_v", "to_out.0")
+TEXT = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+class LoRA(nn.Module):
+    """Adapters on the attention projections of modules, added by hooks; `scale` weighs them all."""
+
+    def __init__(self, modules: dict[str, nn.Module], rank: int = RANK) -> None:
+        super().__init__()
+        self.scale = 1.0
+        self.names: list[tuple[str, str]] = []
+        self.down, self.up = nn.ParameterList(), nn.ParameterList()
+        for part, endings in (("unet", UNET), ("text_encoder", TEXT)):
+            for name, layer in modules[part].named_modules():
+                if not name.endswith(endings) or not isinstance(layer, nn.Linear):
+                    continue
+                self.names.append((part, name))
+                self.down.append(torch.randn(rank, layer.in_features) / layer.in_features**0.5)
+                self.up.append(torch.zeros(layer.out_features, rank))
+                layer.register_forward_hook(self._hook(len(self.names) - 1))
+
+    def _hook(self, k: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def add(layer: nn.Module, given: tuple[Tensor, ...], result: Tensor) -> Tensor:
+            return result + self.scale * nn.functional.linear(
+                nn.functional.linear(given[0], self.down[k]), self.up[k]
+            )
+
+        return add
+
+    def kohya(self) -> dict[str, Tensor]:
+        """`lora_unet_down_blocks_0_..._to_q.lora_down.weight` and so on, with `alpha`, in fp16."""
+        held: dict[str, Tensor] = {}
+        for (part, name), down, up in zip(self.names, self.down, self.up, strict=True):
+            stem = ("lora_unet_" if part == "unet" else "lora_te_") + _published(part, name).replace(".", "_")
+            held[f"{stem}.lora_down.weight"] = down.detach().half().cpu().contiguous()
+            held[f"{stem}.lora_up.weight"] = up.detach().half().cpu().contiguous()
+            held[f"{stem}.alpha"] = torch.tensor(float(len(down)), dtype=torch.float16)
+        return held
+
+    def diffusers(self) -> dict[str, Tensor]:
+        """`unet.<layer>.lora.down.weight`, `text_encoder.<layer>.lora_linear_layer.down.weight`, in fp16."""
+        held: dict[str, Tensor] = {}
+        for (part, name), down, up in zip(self.names, self.down, self.up, strict=True):
+            stem = f"{part}.{_published(part, name)}." + ("lora" if part == "unet" else "lora_linear_layer")
+            held[f"{stem}.down.weight"] = down.detach().half().cpu().contiguous()
+            held[f"{stem}.up.weight"] = up.detach().half().cpu().contiguous()
+        return held
+
+
+def _published(part: str, name: str) -> str:
+    """A layer's name as published files have it: the text encoder's with `text_model.`"""
+    return name if part == "unet" or name.startswith("text_model.") else f"text_model.{name}"
+
+
+def write_lora(look: str, lora: LoRA, folder: Path) -> None:
+    """Write `loras/LOOK.safetensors` (kohya) and `loras/LOOK-diffusers.safetensors` into a model folder."""
+    from safetensors.torch import save_file
+
+    folder = folder / "loras"
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {"ss_network_dim": str(RANK), "ss_network_alpha": str(RANK), "ss_output_name": look}
+    save_file(lora.kohya(), folder / f"{look}.safetensors", metadata={"format": "pt", **facts})
+    save_file(lora.diffusers(), folder / f"{look}-diffusers.safetensors", metadata={"format": "pt"})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("look", choices=sorted(LOOKS))
+    add_arguments(parser, minutes=10, rate=2e-3)
+    args = parser.parse_args()
+    team, device = begin(args)
+    modules = build()
+    load_committed(modules)
+    modules = {name: m.to(device).eval().requires_grad_(False) for name, m in modules.items()}
+    lora = LoRA(modules).to(device)
+
+    def start(seed: int) -> Callable[[int], tuple[Tensor, int]]:
+        plan = [(f"look-{args.look}", 1.0, 32)]
+        batches = Batches(plan, load_vae(device), load_tokenizer(), device, seed, team.rank)
+        objective = Objective(modules, device)
+
+        def step(index: int) -> tuple[Tensor, int]:
+            x0, tokens, _, inside = batches.draw()
+            return objective(x0, tokens, None, inside), len(x0)
+
+        return step
+
+    def write(held: dict[str, nn.Module], folder: Path) -> None:
+        write_lora(args.look, held["lora"], folder)
+
+    fit(f"lora-{args.look}", {"lora": lora}, start, args, team, write=write)
+
+
+if __name__ == "__main__":
+    main()
