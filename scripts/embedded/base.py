@@ -55,12 +55,12 @@ SHORT = 512  # up to so many keys plain attention is faster to train on a CPU th
 # bank, share of the steps, batch: every step costs about as much
 NATIVE = [("unet128", 1.0, 32)]
 MIXED = [
-    ("unet128", 0.52, 32),
+    ("unet128", 0.42, 32),
     ("mix256", 0.14, 8),
-    ("mix384", 0.12, 5),
-    ("mix256t", 0.08, 5),
-    ("big768", 0.09, 1),
-    ("big512", 0.05, 1),
+    ("mix384", 0.13, 5),
+    ("mix256t", 0.07, 5),
+    ("big768", 0.16, 1),
+    ("big512", 0.08, 1),
 ]
 
 

@@ -2,6 +2,7 @@
 
     python -m scripts.embedded.evaluate                                   # 200 scenes, native square and 768x512
     python -m scripts.embedded.evaluate --count 40 --sizes 128x128        # sooner
+    python -m scripts.embedded.evaluate --sizes 768x512 --rows "with depth"
     python -m scripts.embedded.evaluate --sheet sheet.png                 # only look
 
 Every metric is printed for the true renders as well (else the metric is wrong, not the model), for their VAE round
@@ -37,6 +38,8 @@ BOUNDS = {
     "silhouette IoU": (0.85, 0.80),
     "exactly the asked colours": (0.75, None),
 }
+
+ROWS = ("with depth", "depth left out", "shuffled prompts")
 
 
 class Painter:
@@ -103,9 +106,9 @@ def round_trip(vae: Any, picture: Tensor) -> Tensor:
 
 
 def evaluate(
-    model: Any, paint: Painter, count: int, size: tuple[int, int], controls: bool, out: Path | None
+    model: Any, paint: Painter, count: int, size: tuple[int, int], wanted: list[str], out: Path | None
 ) -> dict:
-    """All rows of the table at one size."""
+    """Those rows of the table at one size that are `wanted` (see ROWS), after those of the true renders."""
     seed = UNSEEN_SEED + size[0] * 10_000 + size[1]
     scenes = sample_scenes(count, seed, size)
     prompts = captions(scenes, seed)
@@ -120,19 +123,21 @@ def evaluate(
             "VAE inside objects, dB": metrics.psnr_inside(true.picture, decoded, true.ids),
         },
     }
-    made = paint(prompts, true.disparity, size, f"{name} with depth")
-    rows["with depth"] = scores(made, scenes, true.ids)
-    alone = paint(prompts, None, size, f"{name} text alone")
-    rows["depth left out"] = scores(alone, scenes, true.ids)
-    if controls:
-        order = [(k + 1) % count for k in range(count)]
-        shuffled = paint([prompts[k] for k in order], true.disparity, size, f"{name} shuffled prompts")
-        rows["shuffled prompts"] = scores(shuffled, scenes, true.ids)
+    order = [(k + 1) % count for k in range(count)]
+    given = {
+        "with depth": (prompts, true.disparity),
+        "depth left out": (prompts, None),
+        "shuffled prompts": ([prompts[k] for k in order], true.disparity),
+    }
+    columns = min(6, count)
+    shown = [true.picture[:columns]]
+    for row in wanted:
+        made = paint(*given[row], size, f"{name} {row}")
+        rows[row] = scores(made, scenes, true.ids)
+        shown.append(made[:columns])
     if out is not None:
-        columns = 6
-        pick = slice(0, columns)
-        sheet(torch.cat([true.picture[pick], made[pick], alone[pick]]), columns, out / f"sheet-{name}.png", 1)
-        (out / f"sheet-{name}.txt").write_text("\n".join(prompts[pick]) + "\n")
+        sheet(torch.cat(shown), columns, out / f"sheet-{name}.png", 1)
+        (out / f"sheet-{name}.txt").write_text("\n".join(prompts[:columns]) + "\n")
     return rows
 
 
@@ -174,7 +179,7 @@ def main() -> None:
     parser.add_argument("--sampler", default=None)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--no-controls", action="store_true", help="leave out the shuffled prompts")
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, help="only these of the rows")
     parser.add_argument("--out", type=Path, default=None, help="a folder for contact sheets")
     parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--sheet", type=Path, default=None, help="only a quick sheet of samples")
@@ -198,7 +203,7 @@ def main() -> None:
     for text in args.sizes:
         size = parse_size(text)
         native = size == (128, 128)
-        table[text] = evaluate(model, paint, args.count, size, not args.no_controls, args.out)
+        table[text] = evaluate(model, paint, args.count, size, args.rows, args.out)
         title = f"{text}: {args.count} scenes, {args.steps} steps, {args.dtype}"
         print_table(title, table[text], 0 if native else 1)
     if args.json is not None:
