@@ -57,7 +57,7 @@ DEMO = SolidScene(
     ),
     "grass",
     "daylight",
-    seed=8,
+    seed=7,
     eye=1.9,
     horizon=0.33,
     focal=1.08,
