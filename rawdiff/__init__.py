@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from rawdiff.model import Model as Model
     from rawdiff.model import Run as Run
     from rawdiff.model import load as load
+    from rawdiff.predict import Exact as Exact
     from rawdiff.probes import NO_PROBE as NO_PROBE
     from rawdiff.probes import Probe as Probe
 
 _HOMES = {
     "Control": "rawdiff.model",
+    "Exact": "rawdiff.predict",
     "Model": "rawdiff.model",
     "NO_PROBE": "rawdiff.probes",
     "Probe": "rawdiff.probes",
@@ -33,7 +35,7 @@ _HOMES = {
     "load": "rawdiff.model",
 }
 
-__all__ = ["NO_PROBE", "Control", "Model", "Probe", "Run", "__version__", "load"]
+__all__ = ["NO_PROBE", "Control", "Exact", "Model", "Probe", "Run", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from rawdiff.errors import InputError, UsageError
-from rawdiff.limits import FITS
+from rawdiff.limits import FITS, check_text
 from rawdiff.noise import Noise
 from rawdiff.plan import is_number
-from rawdiff.prompts import check_prompt
 from rawdiff.sampler import Sampler, make_sampler
 from rawdiff.weights import Source
 from rawdiff.weights.schedulers import scheduler_from_name
@@ -33,6 +32,7 @@ __all__ = [
     "check_path",
     "check_whole",
     "count_prompts",
+    "describe_scheduler",
     "given_latents",
     "rebuild_sampler",
     "shown",
@@ -130,7 +130,7 @@ def spread_prompts(what: str, given: str | Sequence[str], prompts: int, count: i
     if not isinstance(given, Sequence):
         raise UsageError(f"{what} {shown(given)}: expected text, or a list of texts")
     texts = [given] if isinstance(given, str) else list(given)
-    return [check_prompt(text) for text in _spread(what, texts, prompts, count)]
+    return [check_text(what, text) for text in _spread(what, texts, prompts, count)]
 
 
 def spread_scales(given: float | Sequence[float] | Tensor, prompts: int, count: int) -> list[float]:
@@ -159,7 +159,8 @@ def _spread(what: str, values: list[Any], prompts: int, count: int) -> list[Any]
 
 def build_sampler(
     given: Any,
-    default: Any,
+    own: Any,
+    named: str | None = None,
     *,
     steps: int | None,
     timesteps: Sequence[int] | None,
@@ -168,15 +169,16 @@ def build_sampler(
 ) -> tuple[Sampler, dict[str, Any]]:
     """The sampler that is asked for, and what a recipe says of it.
 
-    `given` is a name, a diffusers scheduler, a Sampler (its schedule is its own), or None for the model's
-    `default` scheduler. A recipe holds the class and the config, of a Sampler its rows' SHA-256. Raises
-    UsageError.
+    `given` is a name, a diffusers scheduler, a Sampler (its schedule is its own), or None for what the model is
+    meant to be used with: the sampler `named` by its defaults, else its `own` scheduler. A recipe holds the class
+    and the config, of a Sampler its rows' SHA-256. Raises UsageError.
     """
+    given = named if given is None else given
     eta = check_number("eta", eta, 0.0, 1.0)
     timesteps, sigmas = _listed("timesteps", timesteps), _listed("sigmas", sigmas)
-    named: Mapping[str, Any] = {"steps": steps, "timesteps": timesteps, "sigmas": sigmas}
+    schedule: Mapping[str, Any] = {"steps": steps, "timesteps": timesteps, "sigmas": sigmas}
     if hasattr(given, "rows") and hasattr(given, "update"):
-        extra = [name for name, value in named.items() if value is not None] + (["eta"] if eta else [])
+        extra = [name for name, value in schedule.items() if value is not None] + (["eta"] if eta else [])
         if extra:
             raise UsageError(f"{' and '.join(extra)}: a Sampler brings its own schedule; make it with that")
         sampler: Sampler = given
@@ -185,7 +187,7 @@ def build_sampler(
     if steps is None and timesteps is None and sigmas is None:
         steps = STEPS
     if given is None or isinstance(given, str):
-        scheduler = default if given is None else scheduler_from_name(given, default.config)
+        scheduler = own if given is None else scheduler_from_name(given, own.config)
     elif hasattr(given, "set_timesteps") and hasattr(given, "step"):
         scheduler = given
     else:
@@ -201,8 +203,7 @@ def build_sampler(
     spec = {
         "name": made.name,
         "given": "name" if isinstance(given, str) else "default" if given is None else "scheduler",
-        "class": type(scheduler).__name__,
-        "config": _config(scheduler),
+        **describe_scheduler(scheduler),
         "steps": steps,
         "timesteps": None if timesteps is None else [int(t) for t in timesteps],
         "sigmas": None if sigmas is None else [float(sigma) for sigma in sigmas],
@@ -212,22 +213,22 @@ def build_sampler(
 
 
 def rebuild_sampler(
-    path: str | Path, spec: Mapping[str, Any], given: Any, default: Any
+    path: str | Path, spec: Mapping[str, Any], given: Any, own: Any
 ) -> tuple[Sampler, dict[str, Any]]:
     """The sampler that a saved recipe's `spec` describes; `given` is needed where it was one's own, and only there.
 
     Raises UsageError.
     """
-    own = spec["given"] in ("sampler", "scheduler")
-    if own and given is None:
+    is_given = spec["given"] in ("sampler", "scheduler")
+    if is_given and given is None:
         raise UsageError(
             f"{path}: was made with a {spec['given']} of one's own, {spec['name']}: give it again"
         )
-    if not own and given is not None:
+    if not is_given and given is not None:
         raise UsageError(f"{path}: was made with {spec['name']}, which it names itself: leave sampler out")
     empty: dict[str, Any] = {"steps": None, "timesteps": None, "sigmas": None, "eta": 0.0}
     schedule = {key: spec.get(key, value) for key, value in empty.items()}
-    return build_sampler(spec["name"] if spec["given"] == "name" else given, default, **schedule)
+    return build_sampler(spec["name"] if spec["given"] == "name" else given, own, **schedule)
 
 
 def _listed(what: str, given: Any) -> list[Any] | None:
@@ -239,12 +240,12 @@ def _listed(what: str, given: Any) -> list[Any] | None:
     raise UsageError(f"{what} {shown(given)}: expected a list of finite numbers, descending")
 
 
-def _config(scheduler: Any) -> dict[str, Any]:
-    """A scheduler's config as plain values, without what diffusers notes for itself."""
+def describe_scheduler(scheduler: Any) -> dict[str, Any]:
+    """A scheduler's class and config as plain values, without what diffusers notes for itself."""
     config = getattr(scheduler, "config", None)
-    if not isinstance(config, Mapping):
-        return {}
-    return {str(key): _plain(value) for key, value in config.items() if not str(key).startswith("_")}
+    said = config.items() if isinstance(config, Mapping) else ()
+    plain = {str(key): _plain(value) for key, value in said if not str(key).startswith("_")}
+    return {"class": type(scheduler).__name__, "config": plain}
 
 
 def _plain(value: Any) -> Any:

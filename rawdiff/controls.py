@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from rawdiff import images
 from rawdiff.errors import UsageError
 from rawdiff.geometry import Size, check_size, size_like
 from rawdiff.plan import Window
+from rawdiff.say import Say
 
 __all__ = ["Control", "choose_size", "gather", "make_hints", "recall"]
 
@@ -34,13 +35,27 @@ class Control:
     derive: bool = False
     """Whether `source` is a depth map (for canny: or a picture) that the hint is to be made from."""
 
-    def describe(self, hint: images.Hint, weights: Any) -> dict[str, Any]:
-        """What a recipe says of it: the hint's own account, and the net's name and hashes."""
+    def describe(
+        self,
+        hint: images.Hint,
+        weights: Mapping[str, str] | None,
+        *,
+        fit: images.Fit,
+        depth_range: images.DepthRange,
+        depth_invert: bool,
+    ) -> dict[str, Any]:
+        """What an account says of it: how it is used, how its map is read, the hint's own words, the net's hashes."""
+        of_depth = self.kind == "depth" or self.derive
+        span = depth_range if of_depth else None
         return {
             "kind": self.kind,
-            "weight": self.weight,
-            "start": self.start,
-            "end": self.end,
+            "derive": self.derive,
+            "weight": float(self.weight),
+            "start": float(self.start),
+            "end": float(self.end),
+            "fit": fit,
+            "depth_range": span if span is None or span == "auto" else [float(v) for v in span],
+            "depth_invert": depth_invert if of_depth else None,
             "net": None if self.net is None or self.is_module else str(self.net),
             "module": self.is_module,
             "weights": weights,
@@ -125,7 +140,7 @@ def make_hints(
     fit: images.Fit,
     depth_range: images.DepthRange,
     depth_invert: bool,
-    say: Callable[[str], None],
+    say: Say,
 ) -> tuple[images.Hint, ...]:
     """What each net is shown, brought to `size`; raises InputError, UsageError."""
     return tuple(

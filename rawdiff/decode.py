@@ -10,10 +10,10 @@ from torch import Tensor
 
 from rawdiff.errors import NonFiniteError
 from rawdiff.geometry import FACTOR, format_size
-from rawdiff.images import Say, say_on_stderr
 from rawdiff.nets import vae as nets_vae
 from rawdiff.nets.memory import telling_out_of_memory
 from rawdiff.probes import NO_PROBE, ProbeLike
+from rawdiff.say import Say, say_on_stderr
 
 __all__ = ["decode"]
 

@@ -9,7 +9,7 @@ run.image().save("cube.png")
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rawdiff import images, saved, weights
+from rawdiff import images, recipe, saved, weights
 from rawdiff.arguments import (
     build_sampler,
     check_callables,
@@ -38,23 +38,21 @@ from rawdiff.controls import Control, choose_size, gather, make_hints, recall
 from rawdiff.errors import UsageError
 from rawdiff.geometry import Size, latent_size
 from rawdiff.loop import Constrain
-from rawdiff.noise import NOISE_VERSION, Noise, check_seeds, random_seed
+from rawdiff.noise import Noise, check_seeds, random_seed
 from rawdiff.parts import Parts
 from rawdiff.plan import Plan, make_plan
-from rawdiff.predict import prepare
+from rawdiff.predict import EVERYTHING, Exact, prepare
 from rawdiff.probes import NO_PROBE, ProbeLike
 from rawdiff.prompts import encode_prompts
 from rawdiff.run import Run, Setup
+from rawdiff.say import Say, say_on_stderr
 from rawdiff.state import start
 from rawdiff.step import check_watch
-from rawdiff.version import __version__
 
 __all__ = ["Control", "Model", "Run", "load"]
 
 WATCH = ("x", "uncond", "cond", "guided", "x0")
 """What a run prepared from Python keeps of each step."""
-
-Say = Callable[[str], None]
 
 
 def load(
@@ -66,7 +64,7 @@ def load(
     dtype: str | torch.dtype | None = None,
     offline: bool = False,
     revision: str | None = None,
-    say: Say = images.say_on_stderr,
+    say: Say = say_on_stderr,
     probe: ProbeLike = NO_PROBE,
 ) -> Model:
     """Load a model's parts from a folder, a hub id, or (by default) the embedded model.
@@ -139,8 +137,9 @@ class Model(Parts):
         fit: images.Fit = None,
         depth_range: images.DepthRange = None,
         depth_invert: bool = False,
+        exact: Exact = EVERYTHING,
         watch: Sequence[str] = WATCH,
-        say: Say = images.say_on_stderr,
+        say: Say = say_on_stderr,
         probe: ProbeLike = NO_PROBE,
     ) -> Run:
         """Prepare a run of `count` images for each prompt; nothing is denoised until it is iterated.
@@ -150,9 +149,10 @@ class Model(Parts):
         brought to the model's native area. `steps` is 20 unless `timesteps` or `sigmas` are given.
         `guidance` (1 or less: off), `negative` and `seed` may be lists, one for each image; a single seed
         counts up, None draws one (see `run.seeds`). `sampler` is a name ("dpm++ 2m karras"), a diffusers
-        scheduler or a Sampler. `latents` [B,4,h,w] replace the first draw of noise. What `watch` names is
-        kept of each step; with () nothing is, and a Step is stale once the run has gone on. `say` is told
-        what a person should know, a line at a time. Raises UsageError (SizeError), InputError,
+        scheduler or a Sampler. `latents` [B,4,h,w] replace the first draw of noise. `exact` says which work
+        is done once instead of at each step (all of it, and no picture changes by more than rounding). What
+        `watch` names is kept of each step; with () nothing is, and a Step is stale once the run has gone on.
+        `say` is told what a person should know, a line at a time. Raises UsageError (SizeError), InputError,
         WeightsError.
         """
         check_callables(say=say, probe=probe)
@@ -169,8 +169,7 @@ class Model(Parts):
         for control in wanted:
             self.net_source(control.kind, control.net)  # before anything slow begins
         schedule: dict[str, Any] = {"steps": steps, "timesteps": timesteps, "sigmas": sigmas, "eta": eta}
-        chosen = self.defaults.sampler if sampler is None else sampler
-        made, spec = build_sampler(chosen, self.scheduler, **schedule)
+        made, spec = build_sampler(sampler, self.scheduler, self.defaults.sampler, **schedule)
         windows = [control.window for control in wanted]
         plan = make_plan(made, guidance=scales, rescale=rescale, windows=windows, device=self.device)
         if any(negatives) and not plan.guided:
@@ -179,6 +178,7 @@ class Model(Parts):
         with probe("hints", host=True):
             samples = [images.open_source(control.source) for control in wanted]
             size = choose_size(size, self.defaults.native_size, samples)
+            self.check_memory(size, len(prompts), guided=plan.guided)
             options: dict[str, Any] = {"fit": fit, "depth_range": depth_range, "depth_invert": depth_invert}
             hints = make_hints(wanted, samples, size, say=say, **options)
         for control in wanted:
@@ -192,21 +192,29 @@ class Model(Parts):
 
         noise = Noise(seeds, latent_size(size), self.device)
         first = noise.draw(0) if latents is None else given_latents(latents, noise)
-        recipe = {
-            **self._recipe(),
-            "prompt": prompts,
-            "negative": negatives,
-            "size": list(size),
-            "seeds": list(seeds),
-            "guidance": scales,
-            "rescale": rescale,
-            "clip_skip": clip_skip,
-            "guess": guess,
-            "sampler": spec,
-            "latents": None if latents is None else sha256(first.cpu().numpy().tobytes()).hexdigest(),
-            "controls": [c.describe(h, self.net_hashes(c)) for c, h in zip(wanted, hints, strict=True)],
-        }
-        setup = self._setup(plan, conditions, wanted, hints, recipe, say, probe)
+        account = recipe.of_run(
+            self._account(),
+            prompts=prompts,
+            negatives=negatives,
+            size=size,
+            seeds=seeds,
+            guidance=scales,
+            rescale=rescale,
+            clip_skip=clip_skip,
+            guess=guess,
+            sampler=spec,
+            controls=[
+                c.describe(h, self.net_hashes(c), **options) for c, h in zip(wanted, hints, strict=True)
+            ],
+            latents=None if latents is None else sha256(first.cpu().numpy().tobytes()).hexdigest(),
+        )
+        origin = recipe.origin(
+            self.source,
+            sampler=sampler if isinstance(sampler, str) else None,
+            inputs=[opened.name for opened in samples],
+            nets=[self.named_net(control) for control in wanted],
+        )
+        setup = self._setup(plan, conditions, wanted, hints, account, origin, exact, say, probe)
         state = start(
             plan, first.to(torch.promote_types(self.dtype, torch.float32)), draws=int(latents is None)
         )
@@ -220,8 +228,9 @@ class Model(Parts):
         sampler: Any = None,
         modules: Sequence[Any] = (),
         constrain: Constrain | None = None,
+        exact: Exact = EVERYTHING,
         watch: Sequence[str] = WATCH,
-        say: Say = images.say_on_stderr,
+        say: Say = say_on_stderr,
         probe: ProbeLike = NO_PROBE,
     ) -> Run:
         """Go on with a run that `Run.save` wrote, to the bit.
@@ -229,8 +238,8 @@ class Model(Parts):
         With `run`, one just prepared, the two recipes must be the same. `sampler` is needed where the run was
         prepared with a scheduler or Sampler of one's own, `modules` (one for each control) where it was with
         modules, `constrain` where `Run.constrain` was in force: no file holds these, and without them it
-        would be another run. Raises InputError for a file that is damaged, or made with other weights, recipe
-        or versions, UsageError for a part that has to be given again.
+        would be another run; so it is with another `exact`. Raises InputError for a file that is damaged, or
+        made with other weights, recipe or versions, UsageError for a part that has to be given again.
         """
         path = check_path("path", path)
         check_callables(say=say, probe=probe)
@@ -239,40 +248,40 @@ class Model(Parts):
         held = saved.load(path, self.device)
         if run is not None:
             saved.check_same(path, held.recipe, run.recipe)
-        saved.check_same(path, {key: held.recipe.get(key) for key in self._recipe()}, self._recipe())
-        recipe = held.recipe
+        account, own = held.recipe, self._account()
+        saved.check_same(path, {key: account.get(key) for key in own}, own)
         held.check_constraint(constrain)
-        wanted = recall(path, recipe["controls"], modules)
-        made, spec = rebuild_sampler(path, recipe["sampler"], sampler, self.scheduler)
-        saved.check_same(path, {"sampler": recipe["sampler"]}, {"sampler": spec})
+        wanted = recall(path, account["controls"], modules)
+        made, spec = rebuild_sampler(path, account["sampler"], sampler, self.scheduler)
+        saved.check_same(path, {"sampler": account["sampler"]}, {"sampler": spec})
         windows = [control.window for control in wanted]
         plan = make_plan(
-            made, guidance=recipe["guidance"], rescale=recipe["rescale"], windows=windows, device=self.device
+            made,
+            guidance=account["guidance"],
+            rescale=account["rescale"],
+            windows=windows,
+            device=self.device,
         )
         held.check_table(plan)
+        size, seeds = (account["size"][0], account["size"][1]), account["seeds"]
+        self.check_memory(size, len(seeds), guided=plan.guided)
         hints = tuple(
             images.Hint(entry["kind"], tensor[0], entry["sha256"], entry["hint"])
-            for entry, tensor in zip(recipe["controls"], held.conditions.hints, strict=True)
+            for entry, tensor in zip(account["controls"], held.conditions.hints, strict=True)
         )
-        setup = self._setup(plan, held.conditions, wanted, hints, recipe, say, probe)
-        for control, entry in zip(wanted, recipe["controls"], strict=True):
+        setup = self._setup(plan, held.conditions, wanted, hints, account, held.origin, exact, say, probe)
+        for control, entry in zip(wanted, account["controls"], strict=True):
             name = f"controlnet {control.kind}"
             saved.check_same(path, {name: entry["weights"]}, {name: self.net_hashes(control)})
-        noise = Noise(recipe["seeds"], latent_size(tuple(recipe["size"])), self.device)
+        noise = Noise(seeds, latent_size(size), self.device)
         resumed = Run(setup, held.state, noise, watch=watch, x0=held.x0)
         if held.constraint is not None:
             resumed.constrain(constrain, forget=held.constraint["forget"])
         return resumed
 
-    def _recipe(self) -> dict[str, Any]:
-        """What of a recipe is the model's."""
-        return {
-            "rawdiff": __version__,
-            "noise": NOISE_VERSION,
-            "model": self.source.name,
-            "weights": self.hashes(),
-            "dtype": str(self.dtype).removeprefix("torch."),
-        }
+    def _account(self) -> dict[str, Any]:
+        """What of an account is the model's."""
+        return recipe.of_model(self.source, self.hashes(), self.dtype)
 
     def _setup(
         self,
@@ -280,12 +289,14 @@ class Model(Parts):
         conditions: Conditions,
         controls: Sequence[Control],
         hints: tuple[images.Hint, ...],
-        recipe: Mapping[str, Any],
+        account: Mapping[str, Any],
+        origin: Mapping[str, Any],
+        exact: Exact,
         say: Say,
         probe: ProbeLike,
     ) -> Setup:
         loaded = [self.net(control.kind, control.net, probe=probe) for control in controls]
         names = [control.kind for control in controls]
-        guess = bool(recipe["guess"])
-        predict = prepare(plan, conditions, self.unet, loaded, names=names, guess=guess, probe=probe)
-        return Setup(plan, conditions, predict, self.vae, recipe, hints, say, probe)
+        options: dict[str, Any] = {"names": names, "guess": bool(account["guess"]), "exact": exact}
+        predict = prepare(plan, conditions, self.unet, loaded, **options, probe=probe)
+        return Setup(plan, conditions, predict, self.vae, account, origin, hints, say, probe)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from rawdiff import images, nets, weights
+from rawdiff import nets, weights
 from rawdiff.controls import Control
 from rawdiff.errors import UsageError, WeightsError
+from rawdiff.geometry import Size
 from rawdiff.probes import NO_PROBE, ProbeLike
+from rawdiff.say import Say, say_on_stderr
 
 __all__ = ["Parts"]
 
@@ -39,7 +41,7 @@ class Parts:
         defaults: weights.Defaults,
         nets: Mapping[str, Any] | None = None,
         offline: bool = False,
-        say: Callable[[str], None] = images.say_on_stderr,
+        say: Say = say_on_stderr,
     ) -> None:
         _check(unet, vae, text_encoder)
         self.source, self.defaults = source, defaults
@@ -47,7 +49,8 @@ class Parts:
         self.text_encoder, self.tokenizer = text_encoder, tokenizer
         self.scheduler = scheduler
         self.device, self.dtype = device, dtype
-        self._sources = {**defaults.controls, **({} if nets is None else nets)}
+        self._named = {} if nets is None else dict(nets)
+        self._sources = {**defaults.controls, **self._named}
         self._loaded: dict[tuple[str, str], tuple[Any, weights.Source]] = {}
         self._offline, self._say = offline, say
 
@@ -97,6 +100,17 @@ class Parts:
         if control.is_module:
             return None
         return weights.hashes(self._loaded[_key(control.kind, control.net)][1], "controlnet")
+
+    def named_net(self, control: Control) -> weights.Source | None:
+        """Where a control's net came from, once it is loaded; None for the model's own and for a module."""
+        if control.is_module or (control.net is None and control.kind not in self._named):
+            return None
+        return self._loaded[_key(control.kind, control.net)][1]
+
+    def check_memory(self, size: Size, batch: int, *, guided: bool) -> None:
+        """Raise SizeError where `batch` pictures of this size cannot fit into the memory that is free now."""
+        options: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
+        weights.check_memory(self.unet.config, self.vae.config, size, batch=batch, guided=guided, **options)
 
 
 def _key(kind: str, source: Any) -> tuple[str, str]:

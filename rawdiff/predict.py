@@ -1,7 +1,7 @@
 """The networks and guidance as one function of x and a row.
 
-`prepare` computes what no step changes: the text contexts in the networks' dtype, the hints' features. The
-cast to the networks' dtype and the cast back are here and nowhere else; guidance is computed in fp32.
+`prepare` computes what no step changes (`Exact`): the text's keys and values, the table of times, the hints'
+features. The cast to the networks' dtype and the cast back are here and nowhere else; guidance is computed in fp32.
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from rawdiff.conditions import Conditions
+from rawdiff.conditions import Conditions, Context
+from rawdiff.errors import UsageError
 from rawdiff.nets import blocks, controlnet, unet
 from rawdiff.nets.controlnet import Residuals
+from rawdiff.nets.exact import EVERYTHING, Exact
 from rawdiff.nets.memory import telling_out_of_memory
+from rawdiff.nets.tables import Bound
 from rawdiff.plan import Plan, Row
 from rawdiff.probes import NO_PROBE, ProbeLike
 
-__all__ = ["Predict", "Prediction", "guide", "prepare"]
+__all__ = ["EVERYTHING", "Exact", "Predict", "Prediction", "guide", "prepare"]
 
 
 class Prediction(NamedTuple):
@@ -30,8 +33,14 @@ class Prediction(NamedTuple):
     uncond: Tensor | None
     """None where the row has no guidance."""
     cond: Tensor
-    control: tuple[Residuals | None, ...]
-    """Each ControlNet's residuals in the networks' dtype, [B or 2B,...]; None for a net that was not run."""
+    residuals: tuple[Residuals | None, ...]
+    """What `control` is, as it was computed: [B,...] too where both halves have the same."""
+
+    @property
+    def control(self) -> tuple[Residuals | None, ...]:
+        """Each ControlNet's residuals in the networks' dtype, [B or 2B,...]; None for a net that was not run."""
+        count = len(self.cond) * (1 if self.uncond is None else 2)
+        return tuple(None if found is None else controlnet.repeat(found, count) for found in self.residuals)
 
 
 class Predict(Protocol):
@@ -44,35 +53,30 @@ class Predict(Protocol):
 
 class _Control(NamedTuple):
     name: str
-    net: Any
+    network: Bound
     features: Tensor  # [1 or B,C,h,w]
     cond_only: bool
     guess: Tensor | None  # [n+1] fp32
 
 
 class _Networks:
-    def __init__(self, net: Any, dtype: torch.dtype, both: list[Tensor | None], cond: list[Tensor]) -> None:
-        self.unet = net
-        self.dtype = dtype
-        self.out_dtype = torch.promote_types(dtype, torch.float32)
-        self.both = both  # per context: [2B,T,D], uncond then cond
-        self.cond = cond  # per context: [B,T,D]
+    def __init__(self, network: Bound, exact: Exact) -> None:
+        self.network = network
+        self.exact = exact
+        self.dtype = network.net.conv_in.weight.dtype
+        self.out_dtype = torch.promote_types(self.dtype, torch.float32)
         self.controls: list[_Control | None] = []
 
     @torch.no_grad()
     def __call__(self, x: Tensor, row: Row, probe: ProbeLike = NO_PROBE) -> Prediction:
-        t = row.t_device()
         half = x.to(self.dtype)
-        full, context = half, self.cond[row.context]
-        if row.guided:
-            both = self.both[row.context]
-            assert both is not None, "a guided row needs an uncond context"
-            full, context = torch.cat([half, half]), both
-
-        found = tuple(self._control(k, half, full, t, context, row, probe) for k in range(len(self.controls)))
+        full = torch.cat([half, half]) if row.guided and not self.exact.prefix else half
+        found = tuple(self._control(k, half, full, row, probe) for k in range(len(self.controls)))
+        net, text, divide = self.network.net, self.network.text(row.context, row.guided), not self.exact.scale
         with probe("unet encode"):
-            emb = blocks.embed_time(self.unet, t, full)
-            skips, middle = unet.encode(self.unet, full, emb, context)
+            time = self.network.time(row.t, row.t_device())
+            emb = blocks.embed_time(net, time, full) if isinstance(time, Tensor) else time
+            skips, middle = unet.encode(net, full, emb, text, divide)
         with probe("unet decode"):
             active = [residuals for residuals in found if residuals is not None]
             if active:
@@ -81,28 +85,30 @@ class _Networks:
                     total = controlnet.add(total, residuals)
                 joined = controlnet.add(Residuals(tuple(skips), middle), total)
                 skips, middle = list(joined.skips), joined.middle
-            out = unet.decode(self.unet, skips, middle, emb, context).to(self.out_dtype)
+            out = unet.decode(net, skips, middle, emb, text, divide).to(self.out_dtype)
         if not row.guided:
             return Prediction(out, None, out, found)
         with probe("guidance"):
             uncond, cond = out.chunk(2)
             return Prediction(guide(uncond, cond, row), uncond, cond, found)
 
-    def _control(
-        self, k: int, half: Tensor, full: Tensor, t: Tensor, context: Tensor, row: Row, probe: ProbeLike
-    ) -> Residuals | None:
+    def _control(self, k: int, half: Tensor, full: Tensor, row: Row, probe: ProbeLike) -> Residuals | None:
         control = self.controls[k]
         if control is None or row.control[k] == 0.0:
             return None
         with probe(control.name):
-            x, text = (half, self.cond[row.context]) if control.cond_only else (full, context)
-            features = control.features
-            if len(features) > 1 and len(x) > len(features):
-                features = torch.cat([features, features])
+            network, alone = control.network, control.cond_only
             result = controlnet.residuals(
-                control.net, x, t, text, features, row.control_device(k), control.guess
+                network.net,
+                half if alone else full,
+                network.time(row.t, row.t_device()),
+                network.text(row.context, row.guided and not alone),
+                control.features,
+                row.control_device(k),
+                control.guess,
+                not self.exact.scale,
             )
-            if row.guided and control.cond_only:  # nothing for the uncond half
+            if row.guided and alone:  # nothing for the uncond half
                 result = Residuals(tuple(_pad(r) for r in result.skips), _pad(result.middle))
         return result
 
@@ -134,35 +140,48 @@ def prepare(
     *,
     names: Sequence[str] = (),
     guess: bool = False,
+    exact: Exact = EVERYTHING,
     probe: ProbeLike = NO_PROBE,
 ) -> Predict:
     """Bind the networks to a run: `net` is the UNet, `nets` the ControlNets in the plan's order.
 
     With `guess` the ControlNets see the cond half alone and their residuals fade towards the top; a net that
-    pools its residuals sees the cond half alone always, without a word about the other nets. `names` are for
-    the probes.
+    pools its residuals sees the cond half alone always, without a word about the other nets. `exact` says
+    what is computed once instead of at each step; what is, is as old as this call: prepare again when weights
+    have changed. `names` are for the probes. Raises WeightsError for a network that is not run faithfully.
     """
+    if not isinstance(exact, Exact):
+        raise UsageError(f"exact {exact!r}: expected an Exact, such as Exact(kv=False)")
+    unet.check(net)
     dtype, device = net.conv_in.weight.dtype, net.conv_in.weight.device
-    cond = [context.cond.to(device, dtype) for context in conditions.contexts]
-    both = [
-        None if context.uncond is None else torch.cat([context.uncond, context.cond]).to(device, dtype)
-        for context in conditions.contexts
-    ]
-    networks = _Networks(net, dtype, both, cond)
+    texts = [_on(context, device, dtype) for context in conditions.contexts]
+    times = {row.t: row.t_device() for row in plan.rows}
+    networks = _Networks(Bound(net, texts, times, exact), exact)
     for k, (module, hint) in enumerate(zip(nets, conditions.hints, strict=True)):
         if not plan.active(k):
             networks.controls.append(None)
             continue
+        controlnet.check(module, net)
         with probe("hint features"), telling_out_of_memory("the hints' features", device):
             features = controlnet.embed_hint(module, hint.to(device, dtype))
+        alone = guess or controlnet.pools(module)
+        seen = [(None, cond) for _, cond in texts] if alone else texts
         scales = controlnet.guess_scales(module) if guess else None
         networks.controls.append(
             _Control(
                 name=f"controlnet {names[k] if names else k}",
-                net=module,
+                network=Bound(module, seen, times, exact),
                 features=features,
-                cond_only=guess or controlnet.pools(module),
+                cond_only=alone,
                 guess=None if scales is None else scales.to(device),
             )
         )
     return networks
+
+
+def _on(context: Context, device: torch.device, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
+    """A context of both halves [2B,T,D], uncond then cond, or None; and of the cond half [B,T,D]."""
+    if context.uncond is None:
+        return None, context.cond.to(device, dtype)
+    both = torch.cat([context.uncond, context.cond]).to(device, dtype)
+    return both, both[-len(context.cond) :]

@@ -8,35 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rawdiff.errors import UsageError
-from rawdiff.images import Say, say_on_stderr
+from rawdiff.limits import check_text
 from rawdiff.nets import text
 from rawdiff.nets.memory import telling_out_of_memory
 from rawdiff.probes import NO_PROBE, ProbeLike
+from rawdiff.say import Say, say_on_stderr
 
-__all__ = ["check_prompt", "encode_prompts", "tokenize"]
-
-
-def check_prompt(prompt: object) -> str:
-    """`prompt` if it is text that a tokenizer can take; raises UsageError."""
-    if not isinstance(prompt, str):
-        raise UsageError(f"prompt {prompt!r}: expected text, found {type(prompt).__name__}")
-    if "\0" in prompt:
-        raise UsageError(f"prompt {prompt!r}: it holds a NUL character: remove it")
-    try:
-        prompt.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UsageError(
-            f"prompt {prompt!r}: half a surrogate pair at character {error.start}: remove it"
-        ) from None
-    return prompt
+__all__ = ["encode_prompts", "tokenize"]
 
 
 def tokenize(tokenizer: Any, prompts: Sequence[str], length: int, say: Say) -> Tensor:
     """Token numbers [N,length] int64, padded; what does not fit is cut, and `say` is told what."""
     rows = []
     for prompt in prompts:
-        check_prompt(prompt)
+        check_text("prompt", prompt)
         options = {"max_length": length, "truncation": True, "padding": "max_length"}
         rows.append(tokenizer(prompt, **options).input_ids)
         whole = tokenizer(prompt, verbose=False).input_ids

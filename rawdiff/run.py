@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rawdiff import images, saved
+from rawdiff import images, recipe, saved
 from rawdiff.arguments import check_callables, check_flags, check_path, check_whole
 from rawdiff.conditions import Conditions
 from rawdiff.decode import decode
@@ -22,7 +22,8 @@ from rawdiff.plan import Plan
 from rawdiff.predict import Predict
 from rawdiff.probes import ProbeLike
 from rawdiff.sampler import Sampler
-from rawdiff.state import RunState, check_state
+from rawdiff.say import Say
+from rawdiff.state import RunState, set_by_hand
 from rawdiff.step import Step, check_watch
 
 if TYPE_CHECKING:
@@ -40,9 +41,11 @@ class Setup:
     predict: Predict
     vae: Any
     recipe: Mapping[str, Any]
-    """Everything that decides the picture, as plain values, but for what is done to the run by hand."""
+    """Everything that decides the pictures, as plain values, but for what is done to the run by hand."""
+    origin: Mapping[str, Any]
+    """Where it came from, by name."""
     hints: tuple[images.Hint, ...]
-    say: Callable[[str], None]
+    say: Say
     probe: ProbeLike
 
 
@@ -133,7 +136,7 @@ class Run:
 
     @state.setter
     def state(self, state: RunState) -> None:
-        state = check_state(state, self._state.x.shape)
+        state = set_by_hand(state, self._state.x.shape)
         self._halt()
         self._state = state
 
@@ -169,7 +172,7 @@ class Run:
 
     @property
     def recipe(self) -> Mapping[str, Any]:
-        """Everything that decides the picture, as plain values.
+        """Everything that decides the pictures, as plain values.
 
         What is done to the run by hand (`constrain`, `change`, `state`) is not in it.
         """
@@ -209,6 +212,28 @@ class Run:
         """All pictures of the batch; before the end, those of the x0 so far."""
         return self._decoded(self.x0)
 
+    def save_image(self, path: str | Path, k: int = 0, *, overwrite: bool = False) -> Path:
+        """Write picture `k` of the finished run as a PNG with its recipe, as `rawdiff gen` does; never half-written.
+
+        `rawdiff info` shows the recipe, `rawdiff gen --from` makes the picture again. Raises UsageError before the
+        end and where no recipe could tell the picture (`image(k).save(path)` writes that one without): a run changed
+        by hand, latents given, a Sampler or a net's module of one's own.
+        """
+        path = check_path("path", path)
+        if not path.name:
+            raise UsageError(f"path {str(path)!r}: expected a file, such as cube.png")
+        path = path.with_name(images.picture_name(path.name))
+        if not self.done:
+            raise UsageError(
+                f"{path}: the run stands before row {self.state.i} of {len(self)}: finish it first"
+            )
+        if self.state.by_hand:
+            raise UsageError(f"{path}: no recipe can tell this picture: its run was changed by hand")
+        image = self.image(k)
+        made = {**self.setup.origin, **recipe.tool(self._noise.device)}
+        told = recipe.tell(recipe.of_picture(self.recipe, k), made, (k, len(self.seeds)), image)
+        return images.write_png(path, image, told, recipe.write_parameters(told), overwrite=overwrite)
+
     def _decoded(self, latents: Tensor) -> list[Image]:
         pictures = decode(self.setup.vae, latents, say=self.setup.say, probe=self.setup.probe)
         return [images.to_pil(picture) for picture in pictures]
@@ -227,6 +252,7 @@ class Run:
         return saved.save(
             check_path("path", path),
             self.recipe,
+            self.setup.origin,
             self.conditions,
             self.setup.plan,
             self.state,

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from rawdiff import strict_json
 from rawdiff.conditions import Conditions, Context
 from rawdiff.errors import InputError, UsageError, WeightsError
 from rawdiff.images import write_file
@@ -27,7 +28,7 @@ from rawdiff.weights.tensorfile import SafetensorsFile, open_tensors
 
 __all__ = ["Saved", "check_same", "digest", "load", "save"]
 
-FORMAT = 1
+FORMAT = 2
 KEY = "rawdiff_run"
 
 
@@ -37,6 +38,8 @@ class Saved:
 
     path: Path
     recipe: Mapping[str, Any]
+    origin: Mapping[str, Any]
+    """Where it came from, by name."""
     conditions: Conditions
     state: RunState
     x0: Tensor | None
@@ -79,6 +82,7 @@ def table_of(plan: Plan) -> Tensor:
 def save(
     path: str | Path,
     recipe: Mapping[str, Any],
+    origin: Mapping[str, Any],
     conditions: Conditions,
     plan: Plan,
     state: RunState,
@@ -102,9 +106,11 @@ def save(
     body = {
         "format": FORMAT,
         "recipe": dict(recipe),
+        "origin": dict(origin),
         "i": state.i,
         "draws": state.draws,
         "restarts": list(state.restarts),
+        "by_hand": state.by_hand,
         "sampler": sampler,
         "constraint": None if constraint is None else dict(constraint),
     }
@@ -136,7 +142,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Saved:
         raise InputError(f"{path}: the saved run is damaged or was changed: its digest does not match")
     # From here on the file is as it was written; what could still differ is the version that wrote it.
     try:
-        body = json.loads(text)
+        body = strict_json.loads(text)
         if body["format"] != FORMAT:
             raise InputError(f"{path}: saved run of format {body['format']!r}, expected {FORMAT}")
         contexts: list[Context] = []
@@ -145,13 +151,18 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Saved:
             contexts.append(Context(tensors[f"{name}.cond"], tensors.get(f"{name}.uncond")))
         hints = [tensors[f"hint.{k}"] for k in range(len(body["recipe"]["controls"]))]
         s = _unpack(body["sampler"], tensors, device)
-        state = RunState(tensors["x"].to(device), s, body["i"], body["draws"], tuple(body["restarts"]))
+        place = body["i"], body["draws"], tuple(body["restarts"]), body["by_hand"]
+        state = RunState(tensors["x"].to(device), s, *place)
         x0 = tensors["x0"].to(device) if "x0" in tensors else None
         conditions = Conditions(tuple(contexts), tuple(hints))
         constraint = body["constraint"]
         if constraint is not None and type(constraint["forget"]) is not bool:
             raise ValueError("constraint")
-        return Saved(path, body["recipe"], conditions, state, x0, tensors["table"], constraint)
+        if type(state.by_hand) is not bool:
+            raise ValueError("by_hand")
+        return Saved(
+            path, body["recipe"], body["origin"], conditions, state, x0, tensors["table"], constraint
+        )
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: not a saved run that this version reads ({type(error).__name__})"

@@ -12,7 +12,7 @@ from torch import Tensor
 from rawdiff.errors import UsageError
 from rawdiff.plan import Plan, Row
 
-__all__ = ["RunState", "check_state", "start"]
+__all__ = ["RunState", "set_by_hand", "start"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +29,8 @@ class RunState:
     """Draws of noise consumed so far."""
     restarts: tuple[int, ...] = ()
     """Rows at which the sampler's history was forgotten."""
+    by_hand: bool = False
+    """Whether it, or one before it, was set by somebody: then no recipe tells what the run comes to."""
 
     def plan(self, plan: Plan) -> Plan:
         """The plan that this state runs on: `plan`, restarted where its history was forgotten."""
@@ -72,13 +74,13 @@ class RunState:
         return replace(self, x=self.x.clone(), s=s)
 
 
-def check_state(state: object, shape: torch.Size) -> RunState:
-    """`state` if it is one of a run whose latents have this shape; raises UsageError."""
+def set_by_hand(state: object, shape: torch.Size) -> RunState:
+    """`state`, marked as `by_hand`, if it is one of a run whose latents have this shape; raises UsageError."""
     if not isinstance(state, RunState):
         raise UsageError(f"state: found a {type(state).__name__}, expected a RunState, such as run.state was")
     if state.x.shape != shape:
         raise UsageError(f"a state of {list(state.x.shape)}: expected {list(shape)}")
-    return state
+    return replace(state, by_hand=True)
 
 
 def start(plan: Plan, noise: Tensor, *, draws: int) -> RunState:

@@ -10,7 +10,7 @@ from rawdiff.errors import StaleStep, UsageError
 from rawdiff.nets.controlnet import Residuals
 from rawdiff.plan import Row
 from rawdiff.predict import Prediction
-from rawdiff.state import RunState, check_state
+from rawdiff.state import RunState, set_by_hand
 
 __all__ = ["WATCHABLE", "Step", "check_watch"]
 
@@ -59,7 +59,7 @@ class Step:
 
     @state.setter
     def state(self, state: RunState) -> None:
-        self._state = check_state(state, self._x.shape)
+        self._state = set_by_hand(state, self._x.shape)
 
     @property
     def index(self) -> int:

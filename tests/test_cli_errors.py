@@ -13,24 +13,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rawdiff.errors import ResourceError
-from rawdiff.jobs import memory, workshop
+from rawdiff.jobs import workshop
+from rawdiff.nets.memory import least_bytes
 from rawdiff.run import Run
+from rawdiff.weights import devices
 from tests.cli_run import Result, all_files, depth_map, pixels, rawdiff
 from tests.small_models import small_folder
 
+pytest_plugins = ["tests.cli_fixtures"]
+pytestmark = pytest.mark.usefixtures("here")
+
 QUICK = ("--steps", "2", "--size", "64x64")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_folder(tmp_path_factory.mktemp("model") / "small", nets=("depth",))
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("RAWDIFF_MODEL", str(model))
-    return tmp_path
 
 
 @pytest.fixture
@@ -137,7 +130,7 @@ def test_a_prompt_from_standard_input_must_be_utf_8_and_short() -> None:
 
 @pytest.mark.usefixtures("unloaded")
 def test_a_size_that_cannot_fit_into_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 2**30)
+    monkeypatch.setattr(devices, "free_bytes", lambda device: 2**30)
     refused(rawdiff("gen", "-p", "x", "--size", "8192x8192"), 2, "size 8192x8192 needs at least")
     words = ("--size", "4096x4096", "--batch", "8", "--count", "8")
     refused(rawdiff("gen", "-p", "x", *words), 2, "in a batch of 8 needs at least")
@@ -147,12 +140,20 @@ def test_the_least_memory_is_of_the_right_order() -> None:
     # Stable Diffusion 1.5 at 512x512: PyTorch's own peak beyond the weights is about 1.9 GiB in fp32 on the VAE.
     unet = {"block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2}
     vae = {"block_out_channels": [128, 256, 512, 512]}
-    needed = memory.least_bytes(unet, vae, (512, 512), 1, 4)
+    needed = least_bytes(unet, vae, (512, 512), 1, 4)
     assert 0.3 * 2**30 < needed < 1.9 * 2**30
-    assert memory.least_bytes(unet, vae, (1024, 1024), 1, 4) > 3.9 * needed
-    assert memory.least_bytes(unet, vae, (512, 512), 64, 2) > needed
-    assert memory.least_bytes({}, {}, (8, 8), 1, 4) > 0  # configs are other people's
-    free = memory.free_bytes(torch.device("cpu"))
+    assert least_bytes(unet, vae, (1024, 1024), 1, 4) > 3.9 * needed
+    assert least_bytes(unet, vae, (512, 512), 64, 2) > needed
+    assert least_bytes(unet, vae, (512, 512), 64, 2) == 2 * least_bytes(
+        unet, vae, (512, 512), 64, 2, guided=False
+    )
+    tuples = {
+        "block_out_channels": (320, 640, 1280, 1280),
+        "layers_per_block": (2, 2, 2, 2),
+    }  # as a module holds them
+    assert least_bytes(tuples, vae, (512, 512), 64, 2) == least_bytes(unet, vae, (512, 512), 64, 2)
+    assert least_bytes({}, {}, (8, 8), 1, 4) > 0  # configs are other people's
+    free = devices.free_bytes(torch.device("cpu"))
     assert free is None or free > 2**20
 
 
@@ -263,6 +264,46 @@ def test_out_of_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None
         assert np.abs(pixels(path).astype(int) - expected).max() <= 1
 
 
+def free_once_loaded(monkeypatch: pytest.MonkeyPatch, pictures: int) -> None:
+    """Let there be room for anything until the weights are loaded, and for so many `pictures` at once from then on."""
+    load = workshop.load
+
+    def loaded(*args: Any, **options: Any) -> Any:
+        monkeypatch.setattr(devices, "free_bytes", lambda device: pictures * 2**30)
+        return load(*args, **options)
+
+    def bytes_of(unet: Any, vae: Any, size: Any, batch: int, *rest: Any, **options: Any) -> int:
+        return batch * 2**30
+
+    monkeypatch.setattr(workshop, "load", loaded)
+    monkeypatch.setattr(devices, "least_bytes", bytes_of)
+    monkeypatch.setattr(devices, "free_bytes", lambda device: None)
+
+
+def test_memory_that_the_weights_took_halves_the_batch_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fitted when it was planned is weighed again by `Model.prepare`."""
+    free_once_loaded(monkeypatch, 1)
+    done = rawdiff("gen", "-p", "x", *QUICK, "--seed", "1", "--count", "2", "--batch", "2").ok()
+    assert "out of memory with 2 pictures at once: going on with 1" in done.err
+    assert len(done.lines) == 2
+
+
+def test_one_picture_that_the_weights_leave_no_memory_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    free_once_loaded(monkeypatch, 0)
+    done = rawdiff("gen", "-p", "x", *QUICK)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.splitlines()[-1] == (
+        "error: size 64x64 needs at least 1.0 GiB, and 0.0 GiB are free on cpu: take a smaller size"
+    )
+
+
+def test_memory_that_torch_keeps_for_later_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"memory_reserved": 7 * 2**30, "memory_allocated": 2 * 2**30, "mem_get_info": (2**30, 80 * 2**30)}
+    for name, value in said.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert devices.free_bytes(torch.device("cuda", 0)) == 6 * 2**30
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -349,4 +390,4 @@ def test_commands_that_are_none() -> None:
     refused(rawdiff("--colour"), 2, "No such option: --colour")
     refused(rawdiff("batch"), 2, "Missing argument 'FILE'")
     assert rawdiff().ok().out.count("Usage: rawdiff") == 1
-    assert issubclass(memory.DeviceFailedError, ResourceError)
+    assert issubclass(workshop.DeviceFailedError, ResourceError)

@@ -20,20 +20,15 @@ from rawdiff.jobs import place
 from tests.cli_run import Terminal, all_files, blank, depth_map, pixels, rawdiff
 from tests.small_models import small_folder
 
+pytest_plugins = ["tests.cli_fixtures"]
+pytestmark = pytest.mark.usefixtures("here")
+
 QUICK = ("--steps", "2", "--size", "64x64")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_folder(tmp_path_factory.mktemp("model") / "small", nets=("depth", "normal", "canny"))
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> Path:
-    """An empty folder to stand in, and the small model as the default."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("RAWDIFF_MODEL", str(model))
-    return tmp_path
 
 
 def test_a_picture_from_words_and_a_map(here: Path, model: Path) -> None:

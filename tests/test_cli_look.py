@@ -23,17 +23,8 @@ from rawdiff.version import __version__
 from tests.cli_run import all_files, blank, depth_map, rawdiff
 from tests.small_models import small_folder, small_scheduler
 
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_folder(tmp_path_factory.mktemp("model") / "small", nets=("depth",))
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("RAWDIFF_MODEL", str(model))
-    return tmp_path
+pytest_plugins = ["tests.cli_fixtures"]
+pytestmark = pytest.mark.usefixtures("here")
 
 
 # ---- info

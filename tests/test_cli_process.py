@@ -13,15 +13,11 @@ import pytest
 
 from rawdiff import images
 from tests.cli_run import all_files, depth_map
-from tests.small_models import small_folder
+
+pytest_plugins = ["tests.cli_fixtures"]
 
 COMMAND = [sys.executable, "-m", "rawdiff"]
 HEAVY = {"torch", "numpy", "diffusers", "transformers", "PIL", "cv2", "filelock"}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_folder(tmp_path_factory.mktemp("model") / "small", nets=("depth",))
 
 
 def environment(model: Path | None = None, **more: str) -> dict[str, str]:

@@ -10,15 +10,18 @@ import diffusers
 import numpy as np
 import pytest
 
-from rawdiff import images
+from rawdiff import images, load
+from rawdiff.arguments import describe_scheduler
 from rawdiff.errors import InputError, UsageError
 from rawdiff.images import hints
 from rawdiff.jobs import remake as remakes
-from rawdiff.jobs.recorded import described, recorded_scheduler
+from rawdiff.jobs.recorded import recorded_scheduler
 from rawdiff.jobs.request import ControlRequest, Request
 from rawdiff.jobs.words import request_from_words
+from rawdiff.study.sampler import find_sampler
 from rawdiff.weights.schedulers import known_names, scheduler_from_name
 from tests.cli_run import depth_map, pixels, rawdiff
+from tests.reference import silent
 from tests.small_models import small_folder
 
 QUICK = ("gen", "-p", "x", "--steps", "2", "--size", "64x64", "--seed", "3")
@@ -44,6 +47,9 @@ def test_the_sampler_is_the_recorded_one_whatever_the_folder_names_now(here: Pat
     other = rawdiff(*QUICK, "--model", "own").ok()
     again = rawdiff("gen", "--from", first.lines[0]).ok()
     assert not np.array_equal(pixels(first.lines[0]), pixels(other.lines[0]))  # it would have mattered
+    run = load("own", device="cpu").prepare("x", steps=2, size=(64, 64), say=silent)
+    found = find_sampler("default", "own", steps=2, say=silent)
+    assert run.sampler.name == found.name == "euler a"  # the same choice behind every door
     assert np.array_equal(pixels(first.lines[0]), pixels(again.lines[0]))
     assert images.read_recipe(first.lines[0]) == images.read_recipe(again.lines[0])
     chosen = rawdiff("gen", "--from", first.lines[0], "--sampler", "euler a").ok()
@@ -54,9 +60,9 @@ def test_the_sampler_is_the_recorded_one_whatever_the_folder_names_now(here: Pat
 @pytest.mark.parametrize("name", known_names()[::5])
 def test_a_sampler_is_built_again_from_its_class_and_every_setting(name: str) -> None:
     base = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
-    held = json.loads(json.dumps(described(scheduler_from_name(name, base))))
-    rebuilt = recorded_scheduler(held, [])
-    assert described(rebuilt) == held
+    held = json.loads(json.dumps(describe_scheduler(scheduler_from_name(name, base))))
+    rebuilt = recorded_scheduler(held, None)
+    assert describe_scheduler(rebuilt) == held
     assert type(rebuilt) is getattr(diffusers, held["class"])
 
 
@@ -69,9 +75,9 @@ def test_a_sampler_is_built_again_from_its_class_and_every_setting(name: str) ->
     ],
 )
 def test_a_sampler_that_cannot_be_built_is_refused(change: dict[str, Any], words: str) -> None:
-    held = described(scheduler_from_name("ddim", {}))
+    held = describe_scheduler(scheduler_from_name("ddim", {}))
     with pytest.raises(InputError, match=words):
-        recorded_scheduler({**held, **change}, [])
+        recorded_scheduler({**held, **change}, None)
 
 
 def test_what_no_option_asked_for_is_refused_in_full(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +89,7 @@ def test_what_no_option_asked_for_is_refused_in_full(here: Path, monkeypatch: py
         again = open_remake(path)
         config = {"beta_start": 0.5, "set_alpha_to_one": True, "steps_offset": 3}
         again.recipe["picture"]["sampler"]["config"].update(config)
-        monkeypatch.setattr("rawdiff.jobs.workshop.recorded_scheduler", lambda held, likely: likely[0])
+        monkeypatch.setattr("rawdiff.jobs.workshop.recorded_scheduler", lambda held, own: own)
         return again
 
     monkeypatch.setattr("rawdiff.jobs.generate.open_remake", later)

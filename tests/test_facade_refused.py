@@ -12,6 +12,8 @@ import torch
 import rawdiff
 from rawdiff import Control, Model, Run
 from rawdiff.errors import InputError, RawdiffError, SizeError, UsageError, WeightsError
+from rawdiff.nets.memory import least_bytes
+from rawdiff.weights import devices
 from tests.reference import hint
 from tests.small_models import small_controlnet, small_folder, small_unet
 from tests.small_runs import DEPTH, PROMPT, finished, prepared
@@ -41,8 +43,10 @@ REFUSED: dict[str, tuple[dict[str, Any], type[RawdiffError], str]] = {
     "count": ({"count": 0}, UsageError, "count 0"),
     "prompt": ({"prompt": None}, UsageError, "prompt None"),
     "no prompt": ({"prompt": []}, UsageError, r"prompt \[\]"),
-    "surrogate": ({"prompt": "cube \ud800"}, UsageError, "surrogate"),
-    "nul": ({"prompt": "cube \0"}, UsageError, "NUL"),
+    "surrogate": ({"prompt": "cube \ud800"}, UsageError, "^prompt: what stands at place 5 is no character"),
+    "nul": ({"prompt": "cube \0"}, UsageError, "^prompt: holds a NUL character at place 5: remove it$"),
+    "prompt number": ({"prompt": ["cube", 5]}, UsageError, "^prompt: found int, expected text$"),
+    "negative nul": ({"negative": "\0"}, UsageError, "^negative prompt: holds a NUL character at place 0"),
     "negative": ({"negative": ["a", "b"]}, UsageError, "negative prompt: 2 given for 1 images"),
     "sampler": ({"sampler": "eular"}, UsageError, "sampler 'eular' is not known: did you mean"),
     "sampler form": ({"sampler": 3}, UsageError, "sampler 3: expected a name"),
@@ -112,6 +116,28 @@ def test_refused(model: Model, case: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_size_that_cannot_fit_is_refused_before_anything_slow(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As the command line refuses it, in the same words."""
+    model = rawdiff.load(folder, device="cpu")
+    path = prepared(model, count=3).save(tmp_path / "run.safetensors")
+    needed = least_bytes(model.unet.config, model.vae.config, (48, 40), 3, 4)
+    monkeypatch.setattr(devices, "free_bytes", lambda device: needed)
+    assert len(prepared(model, count=3).seeds) == 3
+    assert len(prepared(model, count=6, guidance=1.0).seeds) == 6  # half the work: guidance is off
+    said = r"^size 32x48 in a batch of 9 needs at least 0\.0 GiB, and 0\.0 GiB are free on cpu: take a smaller size or"
+    with pytest.raises(SizeError, match=said) as caught:
+        prepared(model, count=9, depth=DEPTH, size=(48, 32))
+    assert isinstance(caught.value, MemoryError)  # whoever halves a batch finds it
+    assert model.controls == {}  # no net was loaded
+    monkeypatch.setattr(devices, "free_bytes", lambda device: needed - 1)
+    with pytest.raises(SizeError, match="size 40x48 in a batch of 3 needs at least"):
+        model.resume(path)
+    monkeypatch.setattr(devices, "free_bytes", lambda device: None)
+    assert model.resume(path).seeds == (7, 8, 9)
+
+
 def test_a_typing_mistake_is_an_error(model: Model) -> None:
     with pytest.raises(TypeError, match="guidence"):
         model.prepare(PROMPT, guidence=3.0)  # type: ignore[call-arg]
@@ -170,6 +196,8 @@ HANDS: dict[str, tuple[Callable[[Run], Any], str]] = {
     "image": (lambda run: (next(run), run.image("0")), "image '0': expected a whole number"),  # type: ignore[arg-type]
     "image of another": (lambda run: (next(run), run.image(1)), "image 1: this run has 1"),
     "save": (lambda run: run.save(5), "path 5: expected a path"),  # type: ignore[arg-type]
+    "save image": (lambda run: run.save_image(5), "path 5: expected a path"),  # type: ignore[arg-type]
+    "save image nowhere": (lambda run: run.save_image(""), "path '.': expected a file, such as cube.png"),
 }
 
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 import torch
 
 import rawdiff
-from rawdiff import Control, Model, Run
+from rawdiff import Control, Model, Run, images
 from rawdiff.errors import InputError, UsageError
+from rawdiff.sampler import make_sampler
+from tests.cli_run import depth_map
+from tests.cli_run import rawdiff as command
 from tests.reference import error, grey_levels, hint, silent
 from tests.small_models import small_controlnet, small_folder, small_scheduler
 from tests.small_runs import DEPTH, PROMPT, finished, prepared
@@ -233,6 +238,133 @@ def test_saving_overwrites_nothing(model: Model, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["run.safetensors"]
 
 
+# Pictures that carry their recipe.
+
+
+PICTURES: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "plain": ([], {}),
+    "words and numbers": (
+        ["-n", "blue", "-g", "3", "--rescale", "0.5", "--clip-skip", "1", "--eta", "0.5"],
+        {"negative": "blue", "guidance": 3.0, "rescale": 0.5, "clip_skip": 1, "eta": 0.5},
+    ),
+    "named sampler": (["-s", "euler a"], {"sampler": "euler a"}),
+    "maps": (
+        [
+            "--control", "depth=d.png@0.5,0-0.6", "--derive", "normal", "--fit", "crop", "--guess",
+            "--depth-range", "100,60000", "--depth-invert", "--net", "depth=own/controlnet_normal",
+        ],
+        {
+            "controls": [Control("depth", "d.png", 0.5, 0.0, 0.6), Control("normal", "d.png", derive=True)],
+            "fit": "crop", "guess": True, "depth_range": (100, 60000), "depth_invert": True,
+        },
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PICTURES)
+def test_a_picture_saved_from_python_is_the_one_that_gen_draws(
+    folder: Path, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same pixels, the same recipe to the last value; `info` reads it and `gen --from` makes it again."""
+    words, options = PICTURES[case]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own").symlink_to(folder)
+    depth_map(tmp_path / "d.png", (48, 32))
+    more = ("--model", "own", "--size", "32x48", "--steps", "3", "--seed", "7")
+    [drawn] = command("gen", "-p", PROMPT, *more, *words).ok().lines
+    nets = {"depth": "own/controlnet_normal"} if "--net" in words else None
+    model = rawdiff.load("own", device="cpu", nets=nets)
+    run = finished(prepared(model, size=(48, 32), steps=3, **options))
+    path = run.save_image(tmp_path / "cube")
+    assert path == tmp_path / "cube.png"
+    assert images.read_recipe(path) == images.read_recipe(drawn)
+    assert images.read_text(path)["parameters"] == images.read_text(drawn)["parameters"]
+    assert re.search(r"^  pixels +whole, 32x48$", command("info", path).ok().out, re.MULTILINE)
+    [again] = command("gen", "--from", path).ok().lines
+    assert images.read_recipe(again) == images.read_recipe(path)
+
+
+def test_every_picture_of_a_batch_has_its_own_recipe(model: Model, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"negative": ["", "green"], "seed": [3, 9], "guidance": [3.0, 1.0], "steps": 2}
+    run = finished(prepared(model, [PROMPT, "blue"], **options))
+    told = [images.read_recipe(run.save_image(tmp_path / f"{k}.png", k)) for k in range(2)]
+    for k, (prompt, negative, seed, scale) in enumerate([(PROMPT, "", 3, 3.0), ("blue", "green", 9, 1.0)]):
+        picture = told[k]["picture"]
+        found = [picture[name] for name in ("prompt", "negative", "seed", "guidance")]
+        assert found == [prompt, negative, seed, scale]
+        assert told[k]["made"]["batch"] == [k, 2]
+    with pytest.raises(UsageError, match="exists already"):
+        run.save_image(tmp_path / "0.png")
+    run.save_image(tmp_path / "0.png", 1, overwrite=True)
+    assert images.read_recipe(tmp_path / "0.png")["id"] == told[1]["id"]
+    with pytest.raises(UsageError, match="image 2: this run has 2"):
+        run.save_image(tmp_path / "2.png", 2)
+    with pytest.raises(UsageError, match="pictures are written as PNG"):
+        run.save_image(tmp_path / "0.jpg")
+
+
+def test_a_resumed_run_tells_the_same_recipe(model: Model, tmp_path: Path) -> None:
+    PIL.Image.fromarray((DEPTH * 65535).astype("uint16")).save(tmp_path / "d.png")
+    run = prepared(model, depth=tmp_path / "d.png", size=(48, 32), sampler="unipc")
+    next(run)
+    path = run.save(tmp_path / "run.safetensors")
+    straight = finished(run).save_image(tmp_path / "a.png")
+    again = finished(model.resume(path, say=silent)).save_image(tmp_path / "b.png")
+    assert images.read_recipe(straight) == images.read_recipe(again)
+    assert images.read_recipe(again)["made"]["inputs"] == [str(tmp_path / "d.png")]
+
+
+BY_HAND: dict[str, Callable[[Run], Any]] = {
+    "change": lambda run: run.change(run.latents * 0.9),
+    "state": lambda run: setattr(run, "state", run.state),
+    "step's state": lambda run: setattr(step := next(run), "state", step.state),
+    "constraint": lambda run: run.constrain(lambda x, row: x),
+}
+
+
+@pytest.mark.parametrize("case", BY_HAND)
+def test_a_run_changed_by_hand_has_no_recipe(model: Model, tmp_path: Path, case: str) -> None:
+    """Nor has a fork of it, nor what is resumed from it."""
+    run = prepared(model)
+    next(run)
+    untouched = run.fork()
+    BY_HAND[case](run)
+    next(run)
+    constrain = (lambda x, row: x) if case == "constraint" else None
+    resumed = model.resume(run.save(tmp_path / "run.safetensors"), constrain=constrain, say=silent)
+    for other in (run, run.fork(), resumed):
+        with pytest.raises(
+            UsageError, match=r"cube\.png: no recipe can tell this picture: its run was changed by"
+        ):
+            finished(other).save_image(tmp_path / "cube.png")
+    finished(untouched).save_image(tmp_path / "cube.png")
+
+
+def test_what_no_recipe_can_tell(model: Model, tmp_path: Path) -> None:
+    class Own(type(small_scheduler())):  # type: ignore[misc]
+        """A scheduler that no name stands for."""
+
+    net = small_controlnet(model.unet, 77)
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"latents": torch.ones(1, 4, 6, 5)}, "its latents were given, not drawn from its seed"),
+        (
+            {"sampler": make_sampler(small_scheduler(), steps=2), "steps": None},
+            "its sampler, DDIMScheduler, is one's",
+        ),
+        ({"sampler": Own()}, "its sampler, Own, is one's own"),
+        ({"controls": [Control("any", hint((48, 40), 1), net=net)]}, "its any net was given as a module"),
+    ]
+    for options, words in cases:
+        run = finished(prepared(model, **{"steps": 2, **options}))
+        with pytest.raises(UsageError, match=f"no recipe can tell this picture: {words}"):
+            run.save_image(tmp_path / "cube.png")
+    run = prepared(model)
+    next(run)
+    with pytest.raises(UsageError, match=r"cube\.png: the run stands before row 1 of 5: finish it first"):
+        run.save_image(tmp_path / "cube.png")
+    assert list(tmp_path.iterdir()) == []
+
+
 def _header(change: Callable[[dict[str, Any]], None]) -> Callable[[bytes], bytes]:
     def spoil(data: bytes) -> bytes:
         length = struct.unpack("<Q", data[:8])[0]
@@ -307,7 +439,7 @@ def test_a_file_of_another_version(model: Model, tmp_path: Path) -> None:
     whole = path.read_bytes()
     tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
     path.write_bytes(resigned(lambda body: body.update(format=99))(whole))
-    with pytest.raises(InputError, match="saved run of format 99, expected 1"):
+    with pytest.raises(InputError, match="saved run of format 99, expected 2"):
         model.resume(path)
     path.write_bytes(resigned(lambda body: body.pop("draws"))(whole))
     with pytest.raises(InputError, match="not a saved run that this version reads"):

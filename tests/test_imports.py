@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "rawdiff"
 
 ORDER = [
-    "version", "errors", "limits", "strict_json", "geometry", "probes", "noise", "sampler",
+    "version", "errors", "limits", "say", "strict_json", "geometry", "probes", "noise", "sampler",
     "conditions", "plan", "state", "nets", "graphs",
     "predict", "step", "loop", "weights", "images", "controls", "prompts", "arguments", "decode", "saved", "recipe",
     "run", "parts", "model", "jobs", "study", "cli", "__main__",

@@ -12,7 +12,7 @@ from torch import Tensor
 from rawdiff import nets
 from rawdiff.conditions import Conditions, Context
 from rawdiff.plan import Plan, Window, make_plan
-from rawdiff.predict import guide, prepare
+from rawdiff.predict import Exact, guide, prepare
 from rawdiff.probes import Probe
 from rawdiff.sampler import make_sampler
 from tests.small_models import TEXT_WIDTH, small_controlnet, small_scheduler, small_unet
@@ -91,7 +91,7 @@ def test_without_guidance_only_cond_runs() -> None:
         assert found.uncond is None
         assert torch.equal(found.guided, found.cond)
         plan = plan_of([1.0, 2.0])
-        mixed = prepare(plan, given, UNET)(X, plan.rows[0])
+        mixed = prepare(plan, given, UNET, exact=Exact(prefix=False))(X, plan.rows[0])
         assert len(calls[1][1]) == 4
     assert error(mixed.guided[:1], found.guided[:1]) < 1e-5
     assert error(mixed.guided[1:], found.guided[1:]) > 1e-3
@@ -101,12 +101,13 @@ def test_timesteps_are_tensors_on_the_device() -> None:
     """A Python number there makes diffusers' networks wait for the device."""
     plan = plan_of(windows=[Window()])
     with counted(nets.blocks, "embed_time") as calls:
+        prepare(plan, conditions(hints=1), UNET, NETS[:1], exact=Exact(time=False))(X, plan.rows[2])
         prepare(plan, conditions(hints=1), UNET, NETS[:1])(X, plan.rows[2])
-    assert len(calls) == 2
-    for _, t, _ in calls:
+    assert len(calls) == 4
+    for k, (_, t, _) in enumerate(calls):
         assert isinstance(t, Tensor)
         assert t.dtype == torch.float32
-        assert t.tolist() == [plan.rows[2].t]
+        assert t.tolist() == ([plan.rows[2].t] if k < 2 else [row.t for row in plan.rows])
 
 
 def test_a_net_outside_its_window_is_not_run() -> None:

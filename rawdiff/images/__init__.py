@@ -22,7 +22,7 @@ from __future__ import annotations
 from rawdiff.images.depth import DepthMap, DepthRange, parse_depth_range, read_depth, read_picture
 from rawdiff.images.durable import check_writable, publish, write_file
 from rawdiff.images.edges import canny
-from rawdiff.images.fitting import Fit, Say, fit, same_aspect, say_nothing, say_on_stderr
+from rawdiff.images.fitting import Fit, fit, same_aspect
 from rawdiff.images.hints import DERIVABLE, HINTS_VERSION, Hint, make_hint, save_hints
 from rawdiff.images.names import name_key, next_path, picture_name, stem_from
 from rawdiff.images.normals import normal_from_depth
@@ -39,7 +39,6 @@ __all__ = [
     "Hint",
     "ImageSource",
     "Samples",
-    "Say",
     "canny",
     "check_writable",
     "encode_png",
@@ -59,8 +58,6 @@ __all__ = [
     "read_text",
     "same_aspect",
     "save_hints",
-    "say_nothing",
-    "say_on_stderr",
     "stem_from",
     "to_pil",
     "to_uint8",

@@ -7,8 +7,6 @@ when the size is right.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,25 +17,14 @@ from PIL import Image
 from rawdiff.errors import InputError, UsageError
 from rawdiff.geometry import FACTOR, Size, check_size, format_size
 from rawdiff.limits import FITS
+from rawdiff.say import Say, say_on_stderr
 
-__all__ = ["Fit", "Placement", "Say", "fit", "plan_fit", "same_aspect", "say_nothing", "say_on_stderr"]
+__all__ = ["Fit", "Placement", "fit", "plan_fit", "same_aspect", "say_placement"]
 
 Fit = Literal["crop", "pad", "stretch"] | None
 """What to do with a map of another aspect: cut edges, add black (far) ones, distort, or refuse (None)."""
 
-Say = Callable[[str], None]
-"""Takes one line for a person."""
-
 ASPECT_TOLERANCE_PX = 0.75 * FACTOR
-
-
-def say_on_stderr(line: str) -> None:
-    """Print `line` on standard error."""
-    print(line, file=sys.stderr)
-
-
-def say_nothing(line: str) -> None:
-    """Print nothing."""
 
 
 def same_aspect(shape: Size, size: Size) -> bool:

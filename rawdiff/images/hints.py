@@ -15,10 +15,11 @@ from rawdiff.errors import InputError, UsageError
 from rawdiff.geometry import Size
 from rawdiff.images.depth import DepthRange, read_depth, read_picture
 from rawdiff.images.edges import canny
-from rawdiff.images.fitting import Fit, Placement, Say, plan_fit, say_on_stderr, say_placement
+from rawdiff.images.fitting import Fit, Placement, plan_fit, say_placement
 from rawdiff.images.normals import FLAT_NORMAL, normal_from_depth, smooth_steps
 from rawdiff.images.png import write_next
 from rawdiff.images.source import ImageSource, Samples, open_source
+from rawdiff.say import Say, say_on_stderr
 
 __all__ = ["DERIVABLE", "HINTS_VERSION", "Hint", "make_hint", "save_hints"]
 

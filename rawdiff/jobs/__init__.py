@@ -9,7 +9,6 @@
     place.py      which weights, where, and how
     workshop.py   plans jobs without reading weights, and draws them
     prepared.py   words and maps prepared once for many pictures
-    memory.py     what a picture takes at the least, and when memory gave out
     output.py     folders and names
     preview.py    each step as a small picture
     generate.py   what `rawdiff gen` does

@@ -21,18 +21,17 @@ from rawdiff.errors import BatchError, InputError, RawdiffError, ResourceError, 
 from rawdiff.images.durable import TEMPORARY_PREFIX
 from rawdiff.jobs.job import Drawn, Job, Watcher
 from rawdiff.jobs.manifest import Item, read_manifest
-from rawdiff.jobs.memory import DeviceFailedError
 from rawdiff.jobs.output import Output, check_batch
 from rawdiff.jobs.place import Place, open_workshop, start_probe
-from rawdiff.jobs.workshop import Workshop
+from rawdiff.jobs.workshop import DeviceFailedError, Workshop
 from rawdiff.probes import Probe
+from rawdiff.say import Say, say_on_stderr
 
 __all__ = ["LOCK_NAME", "Album", "draw_manifest", "locked"]
 
 LOCK_NAME = ".rawdiff.lock"
 SWEEP_S = 60.0
 
-Say = Callable[[str], None]
 Done = Callable[[Path, str, float | None], None]
 """Told of each picture: its path, its id, and the seconds it took, None for one that was there."""
 
@@ -112,7 +111,7 @@ def draw_manifest(
     dry_run: bool = False,
     timings: bool = False,
     watchers: Sequence[Watcher] = (),
-    say: Say = images.say_on_stderr,
+    say: Say = say_on_stderr,
     done: Done,
     debug: bool = False,
 ) -> Probe | None:

@@ -17,11 +17,9 @@ from rawdiff.jobs.remake import Remake, check_same, find_source, open_remake
 from rawdiff.jobs.request import Request
 from rawdiff.jobs.workshop import Workshop
 from rawdiff.probes import Probe
+from rawdiff.say import Say, say_on_stderr
 
 __all__ = ["Finished", "Settings", "generate"]
-
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ def generate(
     *,
     remake: str | Path | None = None,
     watchers: Sequence[Watcher] = (),
-    say: Say = images.say_on_stderr,
+    say: Say = say_on_stderr,
     done: Callable[[Path, Drawn], None],
 ) -> Finished:
     """Plan `request`, and unless it is a dry run draw and write its pictures; `done` is told of each.

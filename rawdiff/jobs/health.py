@@ -16,7 +16,6 @@ import torch
 from rawdiff import images, weights
 from rawdiff.errors import RawdiffError, ResourceError
 from rawdiff.images.opencv import opencv
-from rawdiff.jobs.memory import free_bytes
 from rawdiff.jobs.output import OUTPUT_FOLDER
 from rawdiff.jobs.workshop import MODEL_VARIABLE, named_model
 from rawdiff.parts import PARTS
@@ -85,7 +84,7 @@ def _extra(name: str, use: str) -> Finding:
 
 def _devices() -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    free = free_bytes(torch.device("cpu"))
+    free = weights.free_bytes(torch.device("cpu"))
     memory = "" if free is None else f", {free / 2**30:.1f} GiB of memory free"
     yield Finding("cpu", "ok", f"{torch.get_num_threads()} threads on {cores} cores{memory}")
     if not torch.cuda.is_available():

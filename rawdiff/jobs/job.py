@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rawdiff.run import Run
     from rawdiff.step import Step
 
-__all__ = ["Drawn", "Job", "Watcher", "deciding", "fitting_of", "open_map"]
+__all__ = ["Drawn", "Job", "Watcher", "fitting_of", "open_map"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +42,7 @@ class Job:
 
     def recipe(self, k: int, batch: tuple[int, int] = (0, 1), image: Image | None = None) -> dict[str, Any]:
         """The recipe of picture `k`, drawn in place `batch[0]` of `batch[1]` at once; `image` once it is drawn."""
-        pixels = None if image is None else images.pixels_sha256(image)
-        made = {**self.made, "batch": list(batch), "pixels": pixels}
-        return recipe.build({**self.picture, "seed": self.seeds[k]}, made)
+        return recipe.tell({**self.picture, "seed": self.seeds[k]}, self.made, batch, image)
 
     def only(self, wanted: Sequence[int]) -> Job:
         """The same job for some of its pictures."""
@@ -104,24 +102,6 @@ def fitting_of(request: Request) -> dict[str, Any]:
         "fit": request.fit,
         "depth_range": parse_depth_range(given) if isinstance(given, str) else given,
         "depth_invert": bool(request.depth_invert),
-    }
-
-
-def deciding(control: Control, digests: dict[str, str], fitting: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a control decides the picture."""
-    of_depth = control.kind == "depth" or control.derive
-    span = fitting["depth_range"]
-    return {
-        "kind": control.kind,
-        "sha256": control.source.sha256,
-        "derive": control.derive,
-        "weight": float(control.weight),
-        "start": float(control.start),
-        "end": float(control.end),
-        "fit": fitting["fit"],
-        "depth_range": None if not of_depth else list(span) if isinstance(span, tuple) else span,
-        "depth_invert": fitting["depth_invert"] if of_depth else None,
-        "weights": digests,
     }
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from rawdiff import images
 from rawdiff.errors import UsageError
 from rawdiff.jobs.job import Drawn
+from rawdiff.say import Say
 
 __all__ = ["OUTPUT_FOLDER", "Output", "check_batch", "open_output", "stem_for"]
 
@@ -37,7 +37,7 @@ class Output:
         """The name without its ending."""
         return stem_for(prompt, seed) if self.name is None else self.name[: -len(".png")]
 
-    def write(self, drawn: Drawn, say: Callable[[str], None]) -> Path:
+    def write(self, drawn: Drawn, say: Say) -> Path:
         """Write a picture with its recipe, whole or not at all, over nothing that is there; ResourceError.
 
         Where its name was taken while it was drawn it gets the next free one, which is said.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,10 +10,9 @@ from rawdiff import weights
 from rawdiff.errors import UsageError
 from rawdiff.jobs.workshop import Workshop, named_model
 from rawdiff.probes import NO_PROBE, Probe, ProbeLike, process_age_ms
+from rawdiff.say import Say
 
 __all__ = ["Place", "open_workshop", "start_probe"]
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from rawdiff.model import Model
 from rawdiff.noise import Noise
 from rawdiff.probes import ProbeLike
 from rawdiff.run import Run, Setup
+from rawdiff.say import Say
 from rawdiff.state import start
 
 __all__ = ["Prepared"]
@@ -38,7 +39,7 @@ class Prepared:
         count: int,
         *,
         watch: Sequence[str],
-        say: Callable[[str], None],
+        say: Say,
         probe: ProbeLike,
     ) -> Run:
         """A run of `count` of the job's pictures from `first` on; raises what `Model.prepare` does, WeightsError."""

@@ -7,7 +7,7 @@ model; latents of a larger picture are averaged first, so that no side is decode
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from rawdiff import images
 from rawdiff.decode import decode
 from rawdiff.errors import NonFiniteError, ResourceError
 from rawdiff.geometry import FACTOR
+from rawdiff.say import Say, say_nothing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +48,7 @@ class Previews:
 
     watch: Sequence[str] = ("x0",)
 
-    def __init__(self, folder: Path, stem: str, say: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, stem: str, say: Say) -> None:
         self._folder, self._stem, self._say = folder, f"{stem}-steps", say
         self._home: Path | None = None
         self._job: Job | None = None
@@ -67,7 +68,7 @@ class Previews:
         if self._home is None or self._given_up:
             return
         try:
-            pictures = decode(run.setup.vae, reduced(step.x0), say=images.say_nothing, probe=run.setup.probe)
+            pictures = decode(run.setup.vae, reduced(step.x0), say=say_nothing, probe=run.setup.probe)
         except NonFiniteError:  # early x0 may overflow in half precision; the run itself is checked elsewhere
             return
         digits = len(str(len(run)))

@@ -14,13 +14,9 @@ from typing import Any
 
 from rawdiff.errors import UsageError
 from rawdiff.geometry import Size, check_size
-from rawdiff.limits import FITS, MAX_SEED
+from rawdiff.limits import FITS, MAX_SEED, check_text
 
-__all__ = [
-    "ControlRequest",
-    "Request",
-    "check_text",
-]
+__all__ = ["ControlRequest", "Request"]
 
 MAX_COUNT = 100_000
 
@@ -62,22 +58,6 @@ class ControlRequest:
             raise UsageError(f"control {self.kind}: weight {weight}; expected a finite number such as 1.0")
         if not 0.0 <= start < end <= 1.0:
             raise UsageError(f"control {self.kind}: window {start:g}-{end:g}; expected 0 <= start < end <= 1")
-
-
-def check_text(what: str, text: object) -> str:
-    """`text` if a tokenizer and a file can hold it; raises UsageError for NUL and lone surrogates."""
-    if not isinstance(text, str):
-        raise UsageError(f"{what} {text!r}: expected text")
-    if "\0" in text:
-        raise UsageError(f"{what}: holds a NUL character at place {text.index(chr(0))}: remove it")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UsageError(
-            f"{what}: what stands at place {error.start} is no character (half a surrogate pair, or bytes that "
-            "are no UTF-8): remove it"
-        ) from None
-    return text
 
 
 @dataclass(frozen=True)

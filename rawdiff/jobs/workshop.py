@@ -13,32 +13,30 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import metadata
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rawdiff import images, weights
+from rawdiff import recipe, weights
 from rawdiff.arguments import build_sampler
-from rawdiff.controls import Control, choose_size
-from rawdiff.errors import ResourceError, UsageError
+from rawdiff.controls import Control, choose_size, make_hints
+from rawdiff.errors import RawdiffError, ResourceError, UsageError
 from rawdiff.geometry import Size, format_size
-from rawdiff.jobs.job import Drawn, Job, Watcher, deciding, fitting_of, open_map
-from rawdiff.jobs.memory import DeviceFailedError, check_memory, is_device_failure, is_out_of_memory
+from rawdiff.jobs.job import Drawn, Job, Watcher, fitting_of, open_map
 from rawdiff.jobs.prepared import Prepared
-from rawdiff.jobs.recorded import described, recorded_scheduler
+from rawdiff.jobs.recorded import recorded_scheduler
 from rawdiff.jobs.request import Request
 from rawdiff.model import Model, load
-from rawdiff.noise import NOISE_VERSION, check_seeds, random_seed
+from rawdiff.nets.memory import is_out_of_memory
+from rawdiff.noise import check_seeds, random_seed
 from rawdiff.parts import PARTS
 from rawdiff.probes import NO_PROBE, ProbeLike
 from rawdiff.sampler import Sampler
-from rawdiff.version import __version__
-from rawdiff.weights.schedulers import scheduler_from_name
+from rawdiff.say import Say, say_nothing, say_on_stderr
 
-__all__ = ["MODEL_VARIABLE", "Workshop", "named_model"]
+__all__ = ["MODEL_VARIABLE", "DeviceFailedError", "Workshop", "named_model"]
 
 MODEL_VARIABLE = "RAWDIFF_MODEL"
 """The environment variable that names a model where nobody else does."""
@@ -49,7 +47,8 @@ def named_model(given: str | None) -> str | None:
     return given if given is not None else os.environ.get(MODEL_VARIABLE) or None
 
 
-Say = Callable[[str], None]
+class DeviceFailedError(ResourceError):
+    """The device gave out; nothing more can be computed on it by this process."""
 
 
 class Workshop:
@@ -64,7 +63,7 @@ class Workshop:
         dtype: str | None = None,
         revision: str | None = None,
         offline: bool = False,
-        say: Say = images.say_on_stderr,
+        say: Say = say_on_stderr,
         probe: ProbeLike = NO_PROBE,
     ) -> None:
         self.device = weights.choose_device(device)
@@ -78,16 +77,11 @@ class Workshop:
         self._model: Model | None = None
         self._prepared = Prepared()
 
-    @property
-    def dtype_name(self) -> str:
-        """The dtype as recipes call it: "float32"."""
-        return str(self.dtype).removeprefix("torch.")
-
     def describe(self) -> str:
         """Which model it is, where it runs, and how to get another, on one line."""
         own = self.source.name if self.source.kind != "embedded" else f"{self.defaults.name} (embedded)"
         another = f"another: --model FOLDER, ALIAS or OWNER/NAME, or {MODEL_VARIABLE}"
-        return f"model: {own} on {self.device} in {self.dtype_name}; {another}"
+        return f"model: {own} on {self.device} in {str(self.dtype).removeprefix('torch.')}; {another}"
 
     def net(self, kind: str) -> weights.Source:
         """Where the ControlNet for hints of this kind is; raises UsageError where none is known."""
@@ -128,41 +122,49 @@ class Workshop:
             with self.probe("maps", host=True):
                 samples = [open_map(control, beside) for control in asked]
             size = choose_size(request.size, self.defaults.native_size, samples)
-            self._check_memory(size, min(batch, count))
+            guidance = float(self.defaults.guidance if request.guidance is None else request.guidance)
+            self._check_memory(size, min(batch, count), guided=guidance > 1.0)
             fitting = fitting_of(request)
             controls = tuple(
                 Control(c.kind, opened, *c.window, derive=bool(c.derive))
                 for c, opened in zip(asked, samples, strict=True)
             )
             with self.probe("hints", host=True):
-                for control in controls:
-                    made_of: dict[str, Any] = {**fitting, "derive": control.derive, "say": images.say_nothing}
-                    images.make_hint(control.kind, control.source, size, **made_of)
+                hints = make_hints(controls, samples, size, say=say_nothing, **fitting)
             with self.probe("sampler, imports of diffusers", host=True):
-                sampler, of_sampler = self._sampler(request, recorded)
+                sampler, spec = self._sampler(request, recorded)
         with self.probe("hashes", host=True):
             digests = weights.hashes(self.source, *PARTS)
             own = [weights.hashes(net, "controlnet") for net in nets]
+        negative = request.negative or ""
         options: dict[str, Any] = {
-            "negative": request.negative or "",
-            "guidance": float(self.defaults.guidance if request.guidance is None else request.guidance),
             "rescale": float(request.rescale or 0.0),
             "clip_skip": request.clip_skip or 0,
             "guess": bool(request.guess),
         }
-        picture = {
+        account = recipe.of_run(
+            recipe.of_model(self.source, digests, self.dtype),
+            prompts=[str(request.prompt)],
+            negatives=[negative],
+            size=size,
+            seeds=seeds[:1],
+            guidance=[guidance],
+            sampler=spec,
+            controls=[c.describe(h, d, **fitting) for c, h, d in zip(controls, hints, own, strict=True)],
             **options,
-            "prompt": request.prompt,
-            "size": list(size),
-            "sampler": of_sampler,
-            "controls": [deciding(*of, fitting) for of in zip(controls, own, strict=True)],
-            "weights": digests,
-            "noise": NOISE_VERSION,
-            "hints": images.HINTS_VERSION,
-            "dtype": self.dtype_name,
-        }
-        made = self._made(request, [control.path for control in asked])
-        return Job(request, size, seeds, controls, sampler, {**options, **fitting}, picture, made)
+        )
+        picture = recipe.of_picture(account, 0)
+        del picture["seed"]  # each of the job's pictures has one of its own
+        origin = recipe.origin(
+            self.source,
+            sampler=request.sampler,
+            inputs=[control.path for control in asked],
+            nets=[net if c.kind in self._named else None for c, net in zip(asked, nets, strict=True)],
+        )
+        options |= {"negative": negative, "guidance": guidance, **fitting}
+        return Job(
+            request, size, seeds, controls, sampler, options, picture, {**origin, **recipe.tool(self.device)}
+        )
 
     def model(self) -> Model:
         """The model with its weights, loaded when it is first asked for, which is said."""
@@ -190,12 +192,14 @@ class Workshop:
             try:
                 drawn = self._draw(model, job, first, count, say_once, watchers)
             except (RuntimeError, MemoryError) as error:
-                if is_device_failure(error):
+                if "CUDA error" in str(error) and not is_out_of_memory(error):
                     raise DeviceFailedError(
                         f"{self.device} failed ({str(error).splitlines()[0][:120]}): run it again; a batch goes on "
                         "where it stopped"
                     ) from error
                 if not is_out_of_memory(error):
+                    raise
+                if count == 1 and isinstance(error, RawdiffError):  # told already
                     raise
                 if count == 1:
                     raise ResourceError(
@@ -237,33 +241,11 @@ class Workshop:
     def _sampler(
         self, request: Request, recorded: Mapping[str, Any] | None
     ) -> tuple[Sampler, dict[str, Any]]:
-        """The sampler, and what a recipe says of it."""
+        """The sampler, and what an account says of it."""
         own = weights.load_scheduler(self.source)
-        given: Any = self.defaults.sampler if request.sampler is None else request.sampler
-        scheduler = own if given is None else scheduler_from_name(given, own.config)
-        if recorded is not None:
-            given = scheduler = recorded_scheduler(recorded, [scheduler, own])
+        given = request.sampler if recorded is None else recorded_scheduler(recorded, own)
         schedule: dict[str, Any] = {n: getattr(request, n) for n in ("steps", "timesteps", "sigmas")}
-        sampler, spec = build_sampler(given, own, **schedule, eta=float(request.eta or 0.0))
-        schedule = {n: spec[n] for n in ("steps", "timesteps", "sigmas", "eta")}
-        return sampler, {**described(scheduler), **schedule}
-
-    def _made(self, request: Request, inputs: list[str]) -> dict[str, Any]:
-        kinds = [control.kind for control in request.resolved()]
-        return {
-            "rawdiff": __version__,
-            **{name: metadata.version(name) for name in ("torch", "diffusers", "transformers")},
-            "model": {"name": self.source.name, "kind": self.source.kind, "revision": self.source.revision},
-            "sampler": request.sampler,
-            "inputs": inputs,
-            "nets": [self._described_net(kind) if kind in self._named else None for kind in kinds],
-            "device": self.device.type,
-            "threads": torch.get_num_threads(),
-        }
-
-    def _described_net(self, kind: str) -> dict[str, str]:
-        net = self.net(kind)
-        return {"name": self._named[kind], "kind": net.kind}
+        return build_sampler(given, own, self.defaults.sampler, **schedule, eta=float(request.eta or 0.0))
 
     def _check_clip_skip(self, clip_skip: int) -> None:
         layers = weights.read_config(self.source, "text_encoder").get("num_hidden_layers")
@@ -272,6 +254,7 @@ class Workshop:
                 f"clip skip {clip_skip}: this text encoder has {layers} layers, so 0 to {layers - 1}"
             )
 
-    def _check_memory(self, size: Size, batch: int) -> None:
+    def _check_memory(self, size: Size, batch: int, *, guided: bool) -> None:
         unet, vae = (weights.read_config(self.source, part) for part in ("unet", "vae"))
-        check_memory(unet, vae, size, batch=batch, device=self.device, dtype=self.dtype)
+        place: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
+        weights.check_memory(unet, vae, size, batch=batch, guided=guided, **place)

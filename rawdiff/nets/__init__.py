@@ -9,9 +9,24 @@ beside the first, and so that anything can be looked at on its way:
     unet.decode(unet, skips, middle, ...)   -> out              the half that writes
     vae.decode(vae, latents)                -> picture
 
+In the place of a time embedding and of a context may stand what `tables` holds of them from before the first step,
+and one half of guidance may stand for both (`halves`); `exact` names each kind of work that is so left out.
+
 Each module says in its `check` what it cannot run, when the weights are loaded and not in the loop.
 """
 
-from rawdiff.nets import blocks, controlnet, memory, text, unet, vae
+from rawdiff.nets import attention, blocks, controlnet, exact, halves, memory, resnet, tables, text, unet, vae
 
-__all__ = ["blocks", "controlnet", "memory", "text", "unet", "vae"]
+__all__ = [
+    "attention",
+    "blocks",
+    "controlnet",
+    "exact",
+    "halves",
+    "memory",
+    "resnet",
+    "tables",
+    "text",
+    "unet",
+    "vae",
+]

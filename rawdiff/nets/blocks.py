@@ -1,6 +1,8 @@
-"""The flow through one block of a UNet or ControlNet, over diffusers' ResNets, attentions and samplers.
+"""The flow through one block of a UNet or ControlNet: its ResNets, its transformers and diffusers' samplers.
 
-Shapes: `x` [N,C,h,w], `emb` [N,E] (the time embedding), `context` [N,T,D] (the text), all of one dtype.
+Shapes: `x` [N,C,h,w], `emb` [N,E] (the time embedding), `context` [N,T,D] (the text), all of one dtype; in the
+place of the last two may stand what a run holds of them (`tables`). Where guidance has two halves, `x` may be
+[B,C,h,w] for both, beside a context [2B,T,D], and grows to [2B,C,h,w] when it first meets that.
 """
 
 from __future__ import annotations
@@ -8,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rawdiff.errors import WeightsError
+from rawdiff.nets import attention, resnet
+from rawdiff.nets.attention import Text
+from rawdiff.nets.resnet import Time
 
-__all__ = ["check_blocks", "check_config", "down", "embed_time", "middle", "up"]
+__all__ = ["check_blocks", "check_config", "check_layers", "down", "embed_time", "middle", "up"]
 
 DOWN = ("CrossAttnDownBlock2D", "DownBlock2D")
 UP = ("CrossAttnUpBlock2D", "UpBlock2D")
@@ -53,6 +57,20 @@ def check_blocks(blocks: Sequence[Any], known: Sequence[str], what: str) -> None
             raise WeightsError(f"{what}: block {k} is a {name}, expected {' or '.join(known)}")
 
 
+def check_layers(block: Any, what: str) -> None:
+    """Raise WeightsError if one of a block's ResNets or transformers is not run here as diffusers runs it."""
+    for k, part in enumerate(block.resnets):
+        resnet.check(part, f"{what}, resnet {k}")
+    for k, part in enumerate(_attentions(block)):
+        if part is not None:
+            attention.check(part, f"{what}, attention {k}")
+
+
+def _attentions(block: Any) -> Sequence[Any]:
+    """The transformers after its ResNets; None for each where it has none."""
+    return block.attentions if "CrossAttn" in type(block).__name__ else [None] * len(block.resnets)
+
+
 def embed_time(net: Any, t: Tensor, x: Tensor) -> Tensor:
     """The time embedding [N,E] for timesteps `t` ([1] or [N], fp32, may be fractional), in `x`'s dtype.
 
@@ -63,19 +81,15 @@ def embed_time(net: Any, t: Tensor, x: Tensor) -> Tensor:
     return emb
 
 
-def _attend(attention: Any, x: Tensor, context: Tensor) -> Tensor:
-    result: Tensor = attention(x, encoder_hidden_states=context, return_dict=False)[0]
-    return result
-
-
-def down(block: Any, x: Tensor, emb: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
+def down(
+    block: Any, x: Tensor, emb: Time, context: Text, divide: bool = False
+) -> tuple[Tensor, list[Tensor]]:
     """One block of the reading half: the new `x`, and what it leaves for the writing half (its skips)."""
-    attentions = block.attentions if type(block).__name__ == DOWN[0] else [None] * len(block.resnets)
     skips = []
-    for resnet, attention in zip(block.resnets, attentions, strict=True):
-        x = resnet(x, emb)
-        if attention is not None:
-            x = _attend(attention, x, context)
+    for convolve, attend in zip(block.resnets, _attentions(block), strict=True):
+        x = resnet.forward(convolve, x, emb, divide)
+        if attend is not None:
+            x = attention.forward(attend, x, context, divide)
         skips.append(x)
     for downsampler in block.downsamplers or ():
         x = downsampler(x)
@@ -83,23 +97,29 @@ def down(block: Any, x: Tensor, emb: Tensor, context: Tensor) -> tuple[Tensor, l
     return x, skips
 
 
-def middle(block: Any, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+def middle(block: Any, x: Tensor, emb: Time, context: Text, divide: bool = False) -> Tensor:
     """The block between the halves: a ResNet, then attention and ResNet in turn."""
-    x = block.resnets[0](x, emb)
-    for attention, resnet in zip(block.attentions, block.resnets[1:], strict=True):
-        x = resnet(_attend(attention, x, context), emb)
+    x = resnet.forward(block.resnets[0], x, emb, divide)
+    for attend, convolve in zip(block.attentions, block.resnets[1:], strict=True):
+        x = attention.forward(attend, x, context, divide)
+        x = resnet.forward(convolve, x, emb, divide)
     return x
 
 
 def up(
-    block: Any, x: Tensor, skips: Sequence[Tensor], emb: Tensor, context: Tensor, size: Sequence[int]
+    block: Any,
+    x: Tensor,
+    skips: Sequence[Tensor],
+    emb: Time,
+    context: Text,
+    size: Sequence[int],
+    divide: bool = False,
 ) -> Tensor:
     """One block of the writing half; `skips` are its own, last in first out; `size` is the upsampled one."""
-    attentions = block.attentions if type(block).__name__ == UP[0] else [None] * len(block.resnets)
-    for resnet, attention, skip in zip(block.resnets, attentions, reversed(skips), strict=True):
-        x = resnet(torch.cat([x, skip], dim=1), emb)
-        if attention is not None:
-            x = _attend(attention, x, context)
+    for convolve, attend, skip in zip(block.resnets, _attentions(block), reversed(skips), strict=True):
+        x = resnet.forward(convolve, x, emb, divide, skip)
+        if attend is not None:
+            x = attention.forward(attend, x, context, divide)
     for upsampler in block.upsamplers or ():
         x = upsampler(x, list(size))
     return x

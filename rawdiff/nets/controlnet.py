@@ -10,8 +10,11 @@ from torch.nn import functional
 
 from rawdiff.errors import WeightsError
 from rawdiff.nets import blocks
+from rawdiff.nets.attention import Text
+from rawdiff.nets.halves import plus, spread
+from rawdiff.nets.resnet import Shifts
 
-__all__ = ["Residuals", "add", "check", "embed_hint", "guess_scales", "pools", "residuals"]
+__all__ = ["Residuals", "add", "check", "embed_hint", "guess_scales", "pools", "repeat", "residuals"]
 
 PARTS = ("config", "controlnet_cond_embedding", "controlnet_down_blocks", "controlnet_mid_block")
 """What only a ControlNet has."""
@@ -31,6 +34,9 @@ def check(net: Any, unet: Any) -> None:
     blocks.check_config(net, "controlnet")
     blocks.check_blocks(net.down_blocks, blocks.DOWN, "controlnet, down")
     blocks.check_blocks([net.mid_block], [blocks.MIDDLE], "controlnet, middle")
+    for k, block in enumerate(net.down_blocks):
+        blocks.check_layers(block, f"controlnet, down block {k}")
+    blocks.check_layers(net.mid_block, "controlnet, middle")
     order = net.config.controlnet_conditioning_channel_order
     if order not in ("rgb", "bgr"):
         raise WeightsError(f"controlnet: channel order {order!r}, expected 'rgb' or 'bgr'")
@@ -75,23 +81,25 @@ def guess_scales(net: Any) -> Tensor | None:
 def residuals(
     net: Any,
     x: Tensor,
-    t: Tensor,
-    context: Tensor,
+    t: Tensor | Shifts,
+    context: Text,
     features: Tensor,
     weight: Tensor,
     guess: Tensor | None = None,
+    divide: bool = False,
 ) -> Residuals:
-    """Run the net on `x` [N,4,h,w] at timesteps `t` ([1] or [N] fp32), with the hint's `features`.
+    """Run the net on `x` [N,4,h,w] at timesteps `t` ([1] or [N] fp32, or a table's row), with the hint's `features`.
 
+    `x` [B,4,h,w] beside a context of both halves, [2B,T,D], stands for both; so then do the first residuals.
     `weight` is a tensor without dimensions; `guess` holds guess mode's weights ([n+1] fp32) or is None.
     """
-    emb = blocks.embed_time(net, t, x)
-    x = net.conv_in(x) + features
+    emb = blocks.embed_time(net, t, x) if isinstance(t, Tensor) else t
+    x = plus(net.conv_in(x), features)
     skips = [x]
     for block in net.down_blocks:
-        x, more = blocks.down(block, x, emb, context)
+        x, more = blocks.down(block, x, emb, context, divide)
         skips += more
-    x = blocks.middle(net.mid_block, x, emb, context)
+    x = blocks.middle(net.mid_block, x, emb, context, divide)
 
     outputs = [out(skip) for out, skip in zip(net.controlnet_down_blocks, skips, strict=True)]
     outputs.append(net.controlnet_mid_block(x))
@@ -105,5 +113,10 @@ def residuals(
 
 def add(first: Residuals, second: Residuals) -> Residuals:
     """The sum of two nets' residuals; sum many from left to right."""
-    skips = tuple(a + b for a, b in zip(first.skips, second.skips, strict=True))
-    return Residuals(skips, first.middle + second.middle)
+    skips = tuple(plus(a, b) for a, b in zip(first.skips, second.skips, strict=True))
+    return Residuals(skips, plus(first.middle, second.middle))
+
+
+def repeat(found: Residuals, count: int) -> Residuals:
+    """The residuals with `count` rows each, those too that stand for both halves of guidance."""
+    return Residuals(tuple(spread(skip, count) for skip in found.skips), spread(found.middle, count))

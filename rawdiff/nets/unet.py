@@ -13,6 +13,8 @@ from torch import Tensor
 
 from rawdiff.errors import WeightsError
 from rawdiff.nets import blocks
+from rawdiff.nets.attention import Text
+from rawdiff.nets.resnet import Time
 
 __all__ = ["check", "decode", "encode", "forward"]
 
@@ -23,28 +25,40 @@ def check(unet: Any) -> None:
     blocks.check_blocks(unet.down_blocks, blocks.DOWN, "unet, down")
     blocks.check_blocks([unet.mid_block], [blocks.MIDDLE], "unet, middle")
     blocks.check_blocks(unet.up_blocks, blocks.UP, "unet, up")
+    for name in ("down", "up"):
+        for k, block in enumerate(getattr(unet, f"{name}_blocks")):
+            blocks.check_layers(block, f"unet, {name} block {k}")
+    blocks.check_layers(unet.mid_block, "unet, middle")
     if unet.conv_norm_out is None:
         raise WeightsError("unet: no conv_norm_out, expected a group norm before the last convolution")
 
 
-def encode(unet: Any, x: Tensor, emb: Tensor, context: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Read `x` [N,4,h,w]: the skips, from the largest down, and the middle block's result."""
+def encode(
+    unet: Any, x: Tensor, emb: Time, context: Text, divide: bool = False
+) -> tuple[list[Tensor], Tensor]:
+    """Read `x` [N,4,h,w]: the skips, from the largest down, and the middle block's result.
+
+    `x` [B,4,h,w] beside a context of both halves, [2B,T,D], stands for both, and so do the skips before the
+    first attention to the text; the others and the middle are [2B,...].
+    """
     x = unet.conv_in(x)
     skips = [x]
     for block in unet.down_blocks:
-        x, more = blocks.down(block, x, emb, context)
+        x, more = blocks.down(block, x, emb, context, divide)
         skips += more
-    return skips, blocks.middle(unet.mid_block, x, emb, context)
+    return skips, blocks.middle(unet.mid_block, x, emb, context, divide)
 
 
-def decode(unet: Any, skips: Sequence[Tensor], middle: Tensor, emb: Tensor, context: Tensor) -> Tensor:
-    """Write the prediction [N,4,h,w] from the skips and the middle, residuals already added."""
+def decode(
+    unet: Any, skips: Sequence[Tensor], middle: Tensor, emb: Time, context: Text, divide: bool = False
+) -> Tensor:
+    """Write the prediction [N,4,h,w] from the skips and the middle [N,...], residuals already added."""
     x, left = middle, list(skips)
     for block in unet.up_blocks:
         own = left[-len(block.resnets) :]
         del left[-len(block.resnets) :]
         # Upsample to the size of the skip that comes next: twice as large, or one less on an odd side.
-        x = blocks.up(block, x, own, emb, context, left[-1].shape[2:] if left else ())
+        x = blocks.up(block, x, own, emb, context, left[-1].shape[2:] if left else (), divide)
     out: Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))
     return out
 

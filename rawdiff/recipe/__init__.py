@@ -1,5 +1,6 @@
 """Recipes: everything that decides a picture, as plain values; its id; and the line that other tools read.
 
+    account.py      what decides the pictures of a run, and the part of it that one picture needs
     schema.py       what a recipe holds, its canonical JSON, its id; one read back is checked first
     parameters.py   the `parameters` text of AUTOMATIC1111's web UI, written and parsed
 
@@ -10,6 +11,7 @@ that a picture is the same picture on another machine or from another folder.
 
 from __future__ import annotations
 
+from rawdiff.recipe.account import of_model, of_picture, of_run, origin, tell, tool
 from rawdiff.recipe.parameters import parse_parameters, write_parameters
 from rawdiff.recipe.schema import FORMAT, build, canonical, check, differences, job_id, read
 
@@ -20,7 +22,13 @@ __all__ = [
     "check",
     "differences",
     "job_id",
+    "of_model",
+    "of_picture",
+    "of_run",
+    "origin",
     "parse_parameters",
     "read",
+    "tell",
+    "tool",
     "write_parameters",
 ]

@@ -22,7 +22,19 @@ from typing import Any
 
 from rawdiff.errors import InputError
 
-__all__ = ["FORMAT", "build", "canonical", "check", "differences", "job_id", "read"]
+__all__ = [
+    "CONTROL",
+    "FORMAT",
+    "MADE",
+    "PICTURE",
+    "SAMPLER",
+    "build",
+    "canonical",
+    "check",
+    "differences",
+    "job_id",
+    "read",
+]
 
 FORMAT = 1
 MAX_CONTROLS = 64
@@ -77,11 +89,11 @@ def check(recipe: Mapping[str, Any], where: str) -> dict[str, Any]:
     if form != FORMAT or isinstance(form, bool):
         raise InputError(f"{where}: recipe of format {form!r}, expected {FORMAT}: made by another rawdiff?")
     picture, made = recipe["picture"], recipe.get("made", {})
-    _fields(picture, _PICTURE, where, "picture")
-    _fields(picture["sampler"], _SAMPLER, where, "picture.sampler")
+    _fields(picture, PICTURE, where, "picture")
+    _fields(picture["sampler"], SAMPLER, where, "picture.sampler")
     for k, control in enumerate(picture["controls"]):
-        _fields(control, _CONTROL, where, f"picture.controls[{k}]")
-    _fields(made, _MADE, where, "made")
+        _fields(control, CONTROL, where, f"picture.controls[{k}]")
+    _fields(made, MADE, where, "made")
     for name in ("inputs", "nets"):
         if len(made[name]) != len(picture["controls"]):
             raise InputError(
@@ -174,7 +186,7 @@ def _controls(value: Any) -> bool:
     return isinstance(value, list) and len(value) <= MAX_CONTROLS
 
 
-_PICTURE: dict[str, Test] = {
+PICTURE: dict[str, Test] = {
     "prompt": _text,
     "negative": _text,
     "size": _several(_whole, 2),
@@ -190,7 +202,7 @@ _PICTURE: dict[str, Test] = {
     "hints": _whole,
     "dtype": _text,
 }
-_SAMPLER: dict[str, Test] = {
+SAMPLER: dict[str, Test] = {
     "class": _text,
     "config": _mapping,
     "steps": _maybe(_whole),
@@ -198,7 +210,7 @@ _SAMPLER: dict[str, Test] = {
     "sigmas": _maybe(_several(_number)),
     "eta": _number,
 }
-_CONTROL: dict[str, Test] = {
+CONTROL: dict[str, Test] = {
     "kind": _text,
     "sha256": _digest,
     "derive": _flag,
@@ -210,7 +222,7 @@ _CONTROL: dict[str, Test] = {
     "depth_invert": _maybe(_flag),
     "weights": _digests,
 }
-_MADE: dict[str, Test] = {
+MADE: dict[str, Test] = {
     "rawdiff": _text,
     "torch": _text,
     "diffusers": _text,

@@ -6,7 +6,7 @@ x_{i+1} = sum_j P[i,j] x_j + Q[i,j] out_j + R[i,j] noise_j           the study f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from rawdiff import weights
 from rawdiff.arguments import build_sampler
 from rawdiff.sampler import Sampler, SamplerTable
+from rawdiff.say import Say
 
 __all__ = ["as_values", "find_sampler", "lines"]
 
@@ -31,16 +32,16 @@ def find_sampler(
     eta: float = 0.0,
     revision: str | None = None,
     offline: bool = False,
-    say: Callable[[str], None],
+    say: Say,
 ) -> Sampler:
     """The sampler of that name over a model's noise schedule, or the model's own for "default".
 
     Raises UsageError, WeightsError, HubError.
     """
     source = weights.open_source(model, revision=revision, offline=offline, say=say)
-    given = weights.read_defaults(source).sampler if name == "default" else name
-    own = weights.load_scheduler(source)
-    sampler, _ = build_sampler(given, own, steps=steps, timesteps=timesteps, sigmas=sigmas, eta=eta)
+    given, named = (None if name == "default" else name), weights.read_defaults(source).sampler
+    schedule: dict[str, Any] = {"steps": steps, "timesteps": timesteps, "sigmas": sigmas, "eta": eta}
+    sampler, _ = build_sampler(given, weights.load_scheduler(source), named, **schedule)
     return sampler
 
 

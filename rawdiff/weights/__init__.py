@@ -11,16 +11,19 @@ The story, from the outside in:
     fill        every tensor accounted for, or an error that names file and key; renames: the known exceptions
     choose      which of a folder's files hold the weights
     tensorfile  a file of tensors; header, sniff: is it what it says
-    devices     where to compute, in which precision; digests: SHA-256 of files
+    lora        a LoRA's file; lora_alpha, lora_kinds: what it is; lora_layers: whose; adapters: into the weights
+    devices     where to compute, in which precision, in how much memory; digests: SHA-256 of files
 
 diffusers and transformers are imported when a part is loaded, not before.
 """
 
 from __future__ import annotations
 
+from rawdiff.weights.adapters import Adapters
 from rawdiff.weights.defaults import Defaults, read_defaults
-from rawdiff.weights.devices import choose_device, choose_dtype
+from rawdiff.weights.devices import check_memory, choose_device, choose_dtype, free_bytes
 from rawdiff.weights.hub import Hub
+from rawdiff.weights.lora import Lora, read_lora
 from rawdiff.weights.parts import (
     hashes,
     load_controlnet,
@@ -37,12 +40,16 @@ from rawdiff.weights.text import load_tokenizer
 
 __all__ = [
     "EMBEDDED",
+    "Adapters",
     "Defaults",
     "Hub",
+    "Lora",
     "Source",
     "aliases",
+    "check_memory",
     "choose_device",
     "choose_dtype",
+    "free_bytes",
     "hashes",
     "load_controlnet",
     "load_scheduler",
@@ -54,4 +61,5 @@ __all__ = [
     "part_files",
     "read_config",
     "read_defaults",
+    "read_lora",
 ]

@@ -5,12 +5,12 @@ In order: safetensors whole, safetensors in shards, the fp16 variant of either, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rawdiff import strict_json
 from rawdiff.errors import WeightsError
 
 __all__ = ["MAX_JSON_BYTES", "WeightFiles", "choose_weights", "read_json", "read_shard_names"]
@@ -56,7 +56,7 @@ def choose_weights(names: Collection[str], stems: tuple[str, ...], where: str) -
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; raises WeightsError for anything else (duplicate keys too)."""
+    """A JSON object from a file; raises WeightsError for anything else."""
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_JSON_BYTES + 1)
@@ -70,28 +70,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if raw.lstrip()[:1] == b"<":
         raise WeightsError(f"{path}: is a web page, expected JSON; download it again")
     try:
-        table = json.loads(
-            raw.decode("utf-8-sig"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant
-        )
-    except (ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise WeightsError(f"{path}: not valid JSON ({reason})") from error
+        table = strict_json.loads(raw.decode("utf-8-sig"))
+    except ValueError as error:
+        raise WeightsError(f"{path}: not valid JSON ({str(error)[:120]})") from error
     if not isinstance(table, dict):
         raise WeightsError(f"{path}: a JSON {type(table).__name__}, expected an object")
     return table
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in table:
-            raise ValueError(f"{name[:80]!a} appears twice")
-        table[name] = value
-    return table
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"holds {name}")
 
 
 def read_shard_names(index: Path) -> dict[str, tuple[str, ...]]:

@@ -1,12 +1,18 @@
-"""Where to compute and in which precision."""
+"""Where to compute, in which precision, and whether a picture fits into the memory there."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from rawdiff.errors import ResourceError, UsageError
+from rawdiff.geometry import Size, format_size
+from rawdiff.nets.memory import TooLarge, least_bytes
 
-__all__ = ["DTYPE_NAMES", "choose_device", "choose_dtype"]
+__all__ = ["DTYPE_NAMES", "check_memory", "choose_device", "choose_dtype", "free_bytes"]
 
 DTYPE_NAMES: dict[str, torch.dtype] = {
     "fp16": torch.float16,
@@ -64,3 +70,53 @@ def choose_dtype(device: str | torch.device, dtype: str | torch.dtype | None = N
     if kind == "mps" and chosen == torch.float64:
         raise UsageError("dtype fp64 is not available on mps; use fp32 or fp16")
     return chosen
+
+
+def check_memory(
+    unet: Mapping[str, Any],
+    vae: Mapping[str, Any],
+    size: Size,
+    *,
+    batch: int,
+    guided: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """Raise SizeError where pictures of this size, from these configs, cannot fit into the memory that is free now."""
+    needed, free = least_bytes(unet, vae, size, batch, dtype.itemsize, guided=guided), free_bytes(device)
+    if free is not None and needed > free:
+        several = f" in a batch of {batch}" if batch > 1 else ""
+        raise TooLarge(
+            f"size {format_size(size)}{several} needs at least {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB "
+            f"are free on {device}: take a smaller size{' or batch' if batch > 1 else ''}"
+        )
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that could still be had on `device`, or None where the system does not tell."""
+    if device.type == "cuda":  # what torch keeps for later, unused, can be had too
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
+    found = [value for value in (_available_bytes(), _group_bytes()) if value is not None]
+    return min(found, default=None)
+
+
+def _available_bytes() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        [kibibytes] = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+        return 1024 * int(kibibytes)
+    except (OSError, ValueError):
+        return None
+
+
+def _group_bytes() -> int | None:
+    """What a container's limit leaves (cgroup 2)."""
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text(encoding="ascii"))
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+        return max(0, limit - used + int(stat["inactive_file"]))  # cached files make room when asked
+    except (OSError, ValueError, KeyError):  # no limit ("max"), or no such files
+        return None

@@ -8,13 +8,13 @@ fill their ranges.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from rawdiff import strict_json
 from rawdiff.errors import WeightsError
 
 __all__ = ["DTYPES", "MAX_HEADER_BYTES", "MAX_TENSORS", "Entry", "parse_header"]
@@ -80,12 +80,9 @@ def _parse(raw: bytes, data_bytes: int) -> tuple[dict[str, Entry], dict[str, str
     if raw.count(b"{") > MAX_TENSORS + 2 or raw.count(b"[") > 2 * MAX_TENSORS + 2:
         raise _HeaderError(f"header names more than {MAX_TENSORS} tensors")
     try:
-        table = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-    except _HeaderError:
-        raise
-    except (ValueError, RecursionError) as error:
-        reason = str(error) if isinstance(error, json.JSONDecodeError) else type(error).__name__
-        raise _HeaderError(f"header is not JSON ({reason[:80]})") from None
+        table = strict_json.loads(raw.decode("utf-8"))
+    except ValueError as error:
+        raise _HeaderError(f"header is not valid JSON ({str(error)[:120]})") from None
     if not isinstance(table, dict):
         raise _HeaderError(f"header is a JSON {type(table).__name__}, expected an object")
     metadata = table.pop("__metadata__", {})
@@ -94,19 +91,6 @@ def _parse(raw: bytes, data_bytes: int) -> tuple[dict[str, Entry], dict[str, str
     entries = {name: _entry(name, value) for name, value in table.items()}
     _check_tiling(entries, data_bytes)
     return entries, metadata
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in table:
-            raise _HeaderError(f"header has {_quote(name)} twice")
-        table[name] = value
-    return table
-
-
-def _no_constant(name: str) -> None:
-    raise _HeaderError(f"header holds {name}")
 
 
 def _quote(name: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from rawdiff.errors import HubError
+from rawdiff.say import Say, say_nothing
 from rawdiff.weights.hub_cache import COMMIT, Remote, check_name
 from rawdiff.weights.hub_errors import TransientError, explain
 
@@ -21,10 +22,6 @@ __all__ = ["Hub"]
 _LONGEST_WAIT_S = 30.0
 
 T = TypeVar("T")
-
-
-def _silent(line: str) -> None:
-    """Say nothing."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Hub:
     tries: int = 4
     wait_s: float = 1.0
     timeout_s: float = 10.0
-    say: Callable[[str], None] = _silent
+    say: Say = say_nothing
 
     @property
     def url(self) -> str:

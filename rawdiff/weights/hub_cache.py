@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rawdiff import strict_json
 from rawdiff.errors import HubError
 
 __all__ = ["COMMIT", "Remote", "RepositoryCache", "cache_root", "check_name", "git_sha1"]
@@ -115,7 +116,7 @@ class RepositoryCache:
     def read_record(self, commit: str) -> tuple[dict[str, Remote], dict[str, tuple[int, int]]]:
         """What was listed for `commit`, and (size, time) of each file at the time it was verified."""
         try:
-            table = json.loads((self.folder / "rawdiff" / f"{commit}.json").read_text("utf-8"))
+            table = strict_json.loads((self.folder / "rawdiff" / f"{commit}.json").read_text("utf-8"))
             if table["format"] != _FORMAT:
                 return {}, {}
             listed = {

@@ -115,7 +115,7 @@ def scheduler_from_folder(path: str | Path) -> Any:
             raise WeightsError(
                 f"{file}: {file.stat().st_size} bytes; a scheduler's config has a few thousand"
             )
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8"))  # not strictly: diffusers writes -Infinity
     except FileNotFoundError as error:
         raise WeightsError(f"{file}: not found; a scheduler's config was expected there") from error
     except (OSError, ValueError, RecursionError) as error:

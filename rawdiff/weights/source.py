@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from rawdiff.errors import HubError, UsageError, WeightsError
+from rawdiff.say import Say, say_nothing
 from rawdiff.weights import registry
 from rawdiff.weights.hub import Hub
 from rawdiff.weights.hub_errors import NotThereError
@@ -103,7 +103,7 @@ def open_source(
     revision: str | None = None,
     offline: bool = False,
     hub: Hub | None = None,
-    say: Callable[[str], None] | None = None,
+    say: Say = say_nothing,
 ) -> Source:
     """Find a model: None or "embedded", a folder, an alias of the registry, or a hub's OWNER/NAME.
 
@@ -132,12 +132,7 @@ def open_source(
         raise UsageError(
             f"model {text[:80]!a} is no folder here and no alias ({names}); a hub id is OWNER/NAME"
         )
-    reach = hub if hub is not None else Hub(offline=offline, say=say if say is not None else _silent)
-    return _from_hub(reach, text, known, revision)
-
-
-def _silent(line: str) -> None:
-    """Say nothing."""
+    return _from_hub(hub if hub is not None else Hub(offline=offline, say=say), text, known, revision)
 
 
 def _is_path_like(text: str) -> bool:

@@ -1,0 +1,130 @@
+"""The one account of what decides pictures, before there are any: for all pictures of a run, and for one of them.
+
+A run carries its account (`Run.recipe`), a saved run is held to it, and `picture` of a recipe is the part of it that
+one picture needs. The command line makes the same account from a plan, before a weight is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rawdiff import images
+from rawdiff.errors import UsageError
+from rawdiff.geometry import Size
+from rawdiff.noise import NOISE_VERSION
+from rawdiff.recipe.schema import CONTROL, PICTURE, SAMPLER, build
+from rawdiff.version import __version__
+from rawdiff.weights import Source
+from rawdiff.weights.schedulers import SCHEDULER_CLASSES
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["of_model", "of_picture", "of_run", "origin", "tell", "tool"]
+
+
+def of_model(source: Source, digests: Mapping[str, str], dtype: torch.dtype) -> dict[str, Any]:
+    """What of an account is the model's: `digests` are the SHA-256 of its files."""
+    return {
+        "rawdiff": __version__,
+        "noise": NOISE_VERSION,
+        "model": source.name,
+        "weights": dict(digests),
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def of_run(
+    model: Mapping[str, Any],
+    *,
+    prompts: Sequence[str],
+    negatives: Sequence[str],
+    size: Size,
+    seeds: Sequence[int],
+    guidance: Sequence[float],
+    rescale: float,
+    clip_skip: int,
+    guess: bool,
+    sampler: Mapping[str, Any],
+    controls: Sequence[Mapping[str, Any]],
+    latents: str | None = None,
+) -> dict[str, Any]:
+    """The account of a run, as plain values; prompts, negatives, seeds and guidance are one for each picture.
+
+    `model` is from `of_model`, `sampler` from `build_sampler`, each of `controls` from `Control.describe`;
+    `latents` is the SHA-256 of those given in place of the first noise.
+    """
+    return {
+        **model,
+        "hints": images.HINTS_VERSION,
+        "prompt": list(prompts),
+        "negative": list(negatives),
+        "size": list(size),
+        "seeds": list(seeds),
+        "guidance": list(guidance),
+        "rescale": float(rescale),
+        "clip_skip": clip_skip,
+        "guess": guess,
+        "sampler": dict(sampler),
+        "latents": latents,
+        "controls": [dict(control) for control in controls],
+    }
+
+
+def of_picture(account: Mapping[str, Any], k: int) -> dict[str, Any]:
+    """What decides picture `k`, as a recipe has it; UsageError where that cannot be told without what no file holds."""
+    sampler = account["sampler"]
+    if account["latents"] is not None:
+        raise UsageError("no recipe can tell this picture: its latents were given, not drawn from its seed")
+    if sampler["given"] == "sampler" or sampler["class"] not in SCHEDULER_CLASSES:
+        raise UsageError(f"no recipe can tell this picture: its sampler, {sampler['name']}, is one's own")
+    for control in account["controls"]:
+        if control["module"]:
+            raise UsageError(
+                f"no recipe can tell this picture: its {control['kind']} net was given as a module"
+            )
+    values = {
+        **account,
+        **{name: account[name][k] for name in ("prompt", "negative", "guidance")},
+        "seed": account["seeds"][k],
+        "sampler": {name: sampler[name] for name in SAMPLER},
+        "controls": [{name: control[name] for name in CONTROL} for control in account["controls"]],
+    }
+    return {name: values[name] for name in PICTURE}
+
+
+def origin(
+    source: Source, *, sampler: str | None, inputs: Sequence[str], nets: Sequence[Source | None]
+) -> dict[str, Any]:
+    """Where it came from, by name: model, sampler (if it was asked for), each map, each net but the model's own."""
+    return {
+        "model": {"name": source.name, "kind": source.kind, "revision": source.revision},
+        "sampler": sampler,
+        "inputs": list(inputs),
+        "nets": [None if net is None else {"name": str(net), "kind": net.kind} for net in nets],
+    }
+
+
+def tool(device: torch.device) -> dict[str, Any]:
+    """What draws: versions, kind of device, threads."""
+    return {
+        "rawdiff": __version__,
+        **{name: metadata.version(name) for name in ("torch", "diffusers", "transformers")},
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def tell(
+    picture: Mapping[str, Any], made: Mapping[str, Any], batch: tuple[int, int], image: Image | None
+) -> dict[str, Any]:
+    """The recipe of a picture drawn in place `batch[0]` of `batch[1]` at once; `image` once it is drawn.
+
+    `made` is what `origin` and `tool` say.
+    """
+    pixels = None if image is None else images.pixels_sha256(image)
+    return build(picture, {**made, "batch": list(batch), "pixels": pixels})

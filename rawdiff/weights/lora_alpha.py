@@ -1,0 +1,142 @@
+"""What a LoRA is weighed by: alpha / rank, where alpha is a tensor of the file, in its metadata, or beside it.
+
+kohya stores an alpha for each layer. peft has one LoraConfig for a network, with exceptions by layer: diffusers
+writes it into the header (`lora_adapter_metadata`), peft itself into an adapter_config.json in the same folder.
+Where nothing is said alpha is the rank, and the factors count as they are.
+
+An alpha of 0 is refused, because it has two meanings: kohya's trainer takes it for the rank (networks/lora.py: "if
+alpha == 0 or None, alpha is rank"), its merging script and A1111's web UI multiply by it. No trainer writes it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rawdiff import strict_json
+from rawdiff.errors import WeightsError
+from rawdiff.weights.choose import read_json
+
+__all__ = ["AlphaRules", "config_beside", "read_alphas"]
+
+_DIFFUSERS_KEY = "lora_adapter_metadata"
+_PEFT_FILE = "adapter_config.json"
+_PEFT_PREFIX = "base_model.model."
+_PREFIXES = re.compile(r"(?:(?:unet|text_encoder|base_model\.model|text_model)\.)*")
+_LITERAL = re.compile(r"\^?(?:[\w-]|\\?\.)+")
+"""What an exception's name may be: peft takes it for a regular expression, and no stranger's is run here."""
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """A LoraConfig's say on one network."""
+
+    name: str
+    """Where it stands."""
+    alpha: float
+    exceptions: tuple[tuple[str, float], ...]
+    is_rank_stabilised: bool
+    """Divide by sqrt(rank) (rsLoRA, Kalajdzievski 2023, arXiv 2312.03732)."""
+
+    def alpha_of(self, layer: str) -> float:
+        for pattern, alpha in self.exceptions:
+            name = _PREFIXES.sub("", pattern.removeprefix("^").replace("\\.", "."), count=1)
+            if layer == name or (not pattern.startswith("^") and layer.endswith(f".{name}")):
+                return alpha
+        return self.alpha
+
+
+@dataclass(frozen=True)
+class AlphaRules:
+    """Every network's rule, by how the names of its layers begin; "" is for all."""
+
+    path: Path
+    rules: Mapping[str, _Rule]
+
+    def scale(self, name: str, rank: int, key: str | None, alpha: float | None) -> float:
+        """What the factors of the layer `name` are weighed by; `alpha` is the file's own, from its tensor `key`.
+
+        Raises WeightsError where it is not above 0, or is another than the metadata's.
+        """
+        where = f"{self.path}: {key!a}"
+        rule = self.rules.get(name.split(".")[0], self.rules.get(""))
+        if rule is not None:
+            told = rule.alpha_of(_PREFIXES.sub("", name, count=1))
+            if alpha is not None and alpha != told:
+                raise WeightsError(f"{where} is {alpha:g}, and {rule.name} says {told:g}; expected one alpha")
+            alpha, where = told, f"{self.path}: alpha of {name!a} in {rule.name}"
+        if alpha is None:
+            return 1.0
+        if alpha == 0:
+            raise WeightsError(
+                f"{where} is 0, which some programs take for no effect and others for full effect; "
+                "expected a number above 0"
+            )
+        if not alpha > 0 or not math.isfinite(alpha):
+            raise WeightsError(f"{where} is {alpha:g}, expected a number above 0")
+        return alpha / (rank**0.5 if rule is not None and rule.is_rank_stabilised else rank)
+
+
+def config_beside(path: Path, names: Iterable[str]) -> Path | None:
+    """peft's adapter_config.json beside a file in peft's own layout; None for other layouts, or without one."""
+    config = path.with_name(_PEFT_FILE)
+    return config if any(_PEFT_PREFIX in name for name in names) and config.is_file() else None
+
+
+def read_alphas(path: Path, metadata: Mapping[str, str], config: Path | None) -> AlphaRules:
+    """The rules in a file's metadata and in the config beside it; raises WeightsError for what makes no sense."""
+    rules: dict[str, _Rule] = {}
+    if config is not None:
+        table = read_json(config)
+        if table.get("peft_type", "LORA") != "LORA":
+            found = str(table["peft_type"])[:40]
+            raise WeightsError(f"{config}: peft_type is {found!a}, which is not supported; expected LORA")
+        rules[""] = _rule(table, str(config), _PEFT_FILE)
+    text = metadata.get(_DIFFUSERS_KEY)
+    if text is not None:
+        where = f"{path}: {_DIFFUSERS_KEY}"
+        try:
+            table = strict_json.loads(text)
+        except ValueError as error:
+            raise WeightsError(f"{where} is not valid JSON ({str(error)[:120]})") from error
+        if not isinstance(table, dict):
+            raise WeightsError(f"{where} is a JSON {type(table).__name__}, expected an object")
+        for part in ("unet", "text_encoder"):
+            prefix = f"{part}."
+            own = {key.removeprefix(prefix): value for key, value in table.items() if key.startswith(prefix)}
+            if own:
+                rules[part] = _rule(own, where, _DIFFUSERS_KEY)
+    return AlphaRules(path, rules)
+
+
+def _rule(table: Mapping[str, Any], where: str, name: str) -> _Rule:
+    exceptions = table.get("alpha_pattern") or {}
+    if not isinstance(exceptions, dict):
+        raise WeightsError(
+            f"{where}: alpha_pattern is {type(exceptions).__name__}, expected names and numbers"
+        )
+    for pattern in exceptions:
+        if not _LITERAL.fullmatch(pattern):
+            raise WeightsError(
+                f"{where}: alpha_pattern {pattern[:80]!a} is no layer's name; patterns are not read"
+            )
+    if table.get("use_dora"):
+        raise WeightsError(
+            f"{where}: use_dora is set: a DoRA, which is not supported; expected a LoRA or LoCon"
+        )
+    return _Rule(
+        name,
+        _number(table.get("lora_alpha"), "lora_alpha", where),
+        tuple((layer, _number(alpha, "alpha_pattern", where)) for layer, alpha in exceptions.items()),
+        table.get("use_rslora") is True,
+    )
+
+
+def _number(value: Any, name: str, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise WeightsError(f"{where}: {name} is {str(value)[:40]!a}, expected a number")
+    return float(value)

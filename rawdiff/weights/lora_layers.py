@@ -1,0 +1,247 @@
+"""The layers of a UNet and a text encoder, by every name that LoRA files have for them.
+
+The names are made from the networks and looked up as they stand; none is taken apart, so an underscore is never
+guessed to be a dot. A layer `down_blocks.0.attentions.0 ... attn1.to_out.0` of the UNet is known as
+
+    unet.<layer>, <layer>, and with base_model.model. before the layer    diffusers, peft
+    unet.<... attn1.processor.to_out>, <...>                              older diffusers
+    lora_unet_<layer with _ for .>                                        kohya
+    lora_unet_<input_blocks_1_1 ...>                                      kohya, by the original UNet's blocks
+
+and a layer of the text encoder likewise by `text_encoder.`, `lora_te_` and `lora_te1_`, with `text_model.` and
+without (transformers moved the tower in and out of a submodule of this name, see `renames`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from rawdiff.errors import WeightsError
+from rawdiff.weights.lora import Factors, Lora, listed
+
+__all__ = ["Layer", "Layers", "original_names"]
+
+_FAMILIES = {768: "SD1", 1024: "SD2", 1280: "SDXL", 2048: "SDXL"}
+"""Widths of the text that a UNet reads, and of text encoders (SDXL's second has 1280; its first is SD1's)."""
+
+_TEXT_READERS = re.compile(r"attn2[._](processor\.)?to_[kv]$")
+_TEXT_LAYERS = re.compile(r"self_attn[._]([qkv]_proj|to_[qkv])$")
+
+_RESNET = {
+    "conv1": "in_layers.2",
+    "conv2": "out_layers.3",
+    "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+}
+"""The layers of a ResNet block, in diffusers and in the original UNet."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A linear layer or convolution of `part` ("unet" or "text_encoder"), by its name there."""
+
+    part: str
+    name: str
+    module: Any
+
+    @property
+    def weight(self) -> Tensor:
+        """[out,in] or [out,in,kh,kw], as it is now."""
+        weight: Tensor = self.module.weight
+        return weight
+
+    def __str__(self) -> str:
+        return f"{self.part}.{self.name}"
+
+
+class Layers:
+    """All layers of a model that a LoRA can change."""
+
+    def __init__(self, unet: Any, text_encoder: Any) -> None:
+        own, text = list(_layers("unet", unet)), list(_layers("text_encoder", text_encoder))
+        self.every = (*own, *text)
+        self._known: dict[str, list[Layer]] = {}
+        original = original_names(unet, [layer.name for layer in own])
+        for layer in own:
+            self._add(layer, _dotted(layer.part, _unet_spellings(layer.name)))
+            both = [layer.name, *([original[layer.name]] if layer.name in original else [])]
+            self._add(layer, _underscored(["lora_unet"], both))
+        for layer in text:
+            spellings = list(_text_spellings(layer.name))
+            self._add(layer, _dotted(layer.part, spellings))
+            self._add(layer, _underscored(["lora_te", "lora_te1"], spellings))
+        self._widths = (
+            (_TEXT_READERS, "takes text of width", _widths(own, _TEXT_READERS), "this model's text has"),
+            (_TEXT_LAYERS, "is for a text encoder of width", _widths(text, _TEXT_LAYERS), "this model's has"),
+        )
+
+    def _add(self, layer: Layer, names: Iterable[str]) -> None:
+        for name in dict.fromkeys(names):
+            self._known.setdefault(name, []).append(layer)
+
+    def named(self, name: str) -> Sequence[Layer]:
+        """The layers that a file may call so: one, or none; two where underscores leave it open."""
+        return self._known.get(name, ())
+
+    def match(self, lora: Lora) -> dict[Layer, Factors]:
+        """Which factors are for which layer. Raises WeightsError where a LoRA does not fit this model whole."""
+        self._check_family(lora)
+        found = {factors: self.named(factors.name) for factors in lora.factors}
+        unknown = [factors.keys["down"] for factors, layers in found.items() if not layers]
+        if unknown:
+            raise WeightsError(f"{lora.path}: {_say_unknown(unknown, len(found))}")
+        matched: dict[Layer, Factors] = {}
+        for factors, layers in found.items():
+            layer, key = layers[0], factors.keys["down"]
+            if len(layers) > 1:
+                raise WeightsError(
+                    f"{lora.path}: {key!a} could be for {layer} or for {layers[1]}; expected a name that tells"
+                )
+            if layer in matched:
+                raise WeightsError(
+                    f"{lora.path}: {matched[layer].keys['down']!a} and {key!a} are both for {layer}; "
+                    "expected one of them"
+                )
+            _check_fit(lora, factors, layer)
+            matched[layer] = factors
+        return matched
+
+    def _check_family(self, lora: Lora) -> None:
+        """Widths tell families apart before names and shapes do."""
+        for factors in lora.factors:
+            found, key = factors.down.shape[1], factors.keys["down"]
+            for pattern, takes, known, ours in self._widths:
+                if known and found not in known and pattern.search(factors.name):
+                    family = _FAMILIES.get(found, "another model")
+                    shown = " or ".join(f"{n} ({_FAMILIES[n]})" if n in _FAMILIES else str(n) for n in known)
+                    raise WeightsError(
+                        f"{lora.path}: made for {family}: {key!a} {takes} {found}, {ours} {shown}"
+                    )
+
+
+def original_names(unet: Any, layers: Sequence[str]) -> dict[str, str]:
+    """The names that the original (CompVis) UNet has for diffusers' `layers`; counted from the blocks there are."""
+    blocks = {
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "conv_in": "input_blocks.0.0",
+        "conv_out": "out.2",
+        **dict(_original_blocks(unet)),
+    }
+    found = {}
+    for layer in layers:
+        if layer in blocks:
+            found[layer] = blocks[layer]
+            continue
+        pieces = layer.split(".")
+        for k in (4, 3):  # down_blocks.0.resnets.1, mid_block.attentions.0
+            block, inner = ".".join(pieces[:k]), ".".join(pieces[k:])
+            if block in blocks:
+                found[layer] = f"{blocks[block]}.{_RESNET.get(inner, inner)}"
+                break
+    return found
+
+
+def _original_blocks(unet: Any) -> Iterator[tuple[str, str]]:
+    """Each ResNet, attention and resampling convolution, and its place in the original's list of blocks."""
+    n = 1
+    for i, block in enumerate(unet.down_blocks):
+        for j in range(len(block.resnets)):
+            yield f"down_blocks.{i}.resnets.{j}", f"input_blocks.{n}.0"
+            yield f"down_blocks.{i}.attentions.{j}", f"input_blocks.{n}.1"
+            n += 1
+        if block.downsamplers:
+            yield f"down_blocks.{i}.downsamplers.0.conv", f"input_blocks.{n}.0.op"
+            n += 1
+    for j, place in enumerate(("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1")):
+        yield place, f"middle_block.{j}"
+    n = 0
+    for i, block in enumerate(unet.up_blocks):
+        for j in range(len(block.resnets)):
+            yield f"up_blocks.{i}.resnets.{j}", f"output_blocks.{n}.0"
+            yield f"up_blocks.{i}.attentions.{j}", f"output_blocks.{n}.1"
+            n += 1
+        if block.upsamplers:  # behind the attention, where there is one
+            behind = 2 if getattr(block, "attentions", None) else 1
+            yield f"up_blocks.{i}.upsamplers.0.conv", f"output_blocks.{n - 1}.{behind}.conv"
+
+
+def _layers(part: str, network: nn.Module) -> Iterator[Layer]:
+    for name, module in network.named_modules(remove_duplicate=False):
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            yield Layer(part, name, module)
+
+
+def _unet_spellings(name: str) -> Iterator[str]:
+    yield name
+    if re.search(r"\.attn[12]\.to_", name):
+        yield name.replace(".to_", ".processor.to_").replace(".to_out.0", ".to_out")
+
+
+def _text_spellings(name: str) -> Iterator[str]:
+    bare = name.removeprefix("text_model.")
+    for spelled in (bare, re.sub(r"\.self_attn\.(q|k|v|out)_proj$", r".self_attn.to_\1", bare)):
+        yield f"text_model.{spelled}"
+        yield spelled
+
+
+def _dotted(part: str, spellings: Iterable[str]) -> Iterator[str]:
+    for name in spellings:
+        for prefix in (
+            "",
+            f"{part}.",
+            "base_model.model.",
+            f"{part}.base_model.model.",
+            f"base_model.model.{part}.",
+        ):
+            yield prefix + name
+
+
+def _underscored(prefixes: Iterable[str], spellings: Sequence[str]) -> Iterator[str]:
+    for prefix in prefixes:
+        for name in spellings:
+            yield f"{prefix}_{name.replace('.', '_')}"
+
+
+def _widths(layers: Iterable[Layer], pattern: re.Pattern[str]) -> list[int]:
+    return sorted({layer.weight.shape[1] for layer in layers if pattern.search(layer.name)})
+
+
+def _say_unknown(keys: Sequence[str], count: int) -> str:
+    two = any(key.startswith(("lora_te2_", "text_encoder_2.")) for key in keys)
+    hint = "; it was made for a model with two text encoders (SDXL)" if two else ""
+    if len(keys) == count:
+        return f"fits nothing in this model: none of its {count} layers is there ({listed(keys)}){hint}"
+    return (
+        f"{len(keys)} of its {count} layers are not in this model ({listed(keys)}){hint}; "
+        "expected layers of its UNet and text encoder"
+    )
+
+
+def _check_fit(lora: Lora, factors: Factors, layer: Layer) -> None:
+    """The product has the shape of the layer's weight; a 1x1 kernel is as good as none."""
+    weight, rank = tuple(layer.weight.shape), factors.rank
+    if getattr(layer.module, "groups", 1) != 1:
+        raise WeightsError(
+            f"{lora.path}: {factors.keys['down']!a} is for {layer}, a grouped convolution: not supported"
+        )
+    if factors.mid is None:
+        expected = {"down": (rank, *weight[1:]), "up": (weight[0], rank)}
+    else:
+        expected = {"down": (rank, weight[1]), "up": (weight[0], rank), "mid": (rank, rank, *weight[2:])}
+    for role, shape in expected.items():
+        tensor: Tensor = getattr(factors, role)
+        found = tuple(tensor.shape)
+        if _plain(found) != _plain(shape):
+            raise WeightsError(
+                f"{lora.path}: {factors.keys[role]!a} has shape {found}, expected {shape} for {layer}"
+            )
+
+
+def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[:2] if shape[2:] == (1, 1) else shape
