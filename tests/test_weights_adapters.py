@@ -51,10 +51,11 @@ def test_order_and_history_leave_no_trace(networks: Networks, three: list[Lora])
     a, b, c = three
     before = state(networks)
     expected = merged(networks, (a, 0.3), (b, -1.1), (c, 0.7))
+    assert not same(expected, before)
     for pairs in ([(b, -1.1), (a, 0.3), (c, 0.7)], [(c, 0.7), (b, -1.1), (a, 0.3)]):
         assert same(merged(networks, *pairs), expected)
     made = Adapters(**networks)
-    for step in ([(a, 1)], [(a, 0.2), (c, 5)], [(b, -1.1), (c, 1)], [], [(c, 0.7), (a, 0.3), (b, -1.1)]):
+    for step in ([(a, 1)], [], [(a, 0.2), (c, 5)], [(b, -1.1), (c, 1)], [(c, 0.7), (a, 0.3), (b, -1.1)]):
         made.set(step)
         assert made.applied == tuple((lora, float(scale)) for lora, scale in step)
     assert same(state(networks), expected)
