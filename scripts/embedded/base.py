@@ -5,7 +5,7 @@
     python -m scripts.embedded.base --phase mixed --minutes 40      # with the depth ControlNet, on all sizes
 
 Native: v prediction, 10% empty captions. Mixed: the ControlNet starts as a copy of the UNet's encoder and
-learns beside it: it is shown to 75% of the pictures, the others are trained without, so that the UNet stays whole by
+learns beside it: it is shown to most of the pictures, the others are trained without, so that the UNet stays whole by
 itself; where the map is shown, errors inside the objects count more. Captions are drawn anew each time; pictures
 are mirrored half of the time, captions and all. Every tenth of the way a checkpoint and a snapshot of the averaged
 weights in the diffusers layout go to the work folder, and a sheet of samples every third time.
@@ -48,20 +48,26 @@ UNET = {
 CONDITIONING = (8, 16, 32, 64)
 OFFSET = 0.4  # noise with a mean of its own, so that whether it is night is read from the words and not off the noise
 EARLY = 0.4  # the share of timesteps from the noisiest tenth, where the words decide the whole
-HINTED = 0.75  # the share of pictures whose depth map is shown
+HINTED = 0.65  # the share of pictures whose depth map is shown, once the ControlNet learns
 INSIDE = 2.0  # how much more an error inside an object counts, where the map says which latents those are
 SHORT = 512  # up to so many keys plain attention is faster to train on a CPU than the fused kernel
 
 # bank, share of the steps, batch: every step costs about as much
 NATIVE = [("unet128", 1.0, 32)]
 MIXED = [
-    ("unet128", 0.42, 32),
-    ("mix256", 0.14, 8),
-    ("mix384", 0.13, 5),
-    ("mix256t", 0.07, 5),
-    ("big768", 0.16, 1),
-    ("big512", 0.08, 1),
+    ("unet128", 0.60, 32),
+    ("mix256", 0.10, 8),
+    ("mix384", 0.09, 5),
+    ("mix256t", 0.05, 5),
+    ("big768", 0.11, 1),
+    ("big512", 0.05, 1),
 ]
+
+
+def mix(native: float) -> list[tuple[str, float, int]]:
+    """MIXED with this share of the steps at the native size."""
+    (name, share, count), *others = MIXED
+    return [(name, native, count), *((n, s * (1 - native) / (1 - share), c) for n, s, c in others)]
 
 
 @torch.no_grad()
@@ -126,8 +132,10 @@ class Objective:
     that predicts noise leaves it to chance.
     """
 
-    def __init__(self, modules: dict[str, nn.Module], device: torch.device, kind: str = "depth") -> None:
-        self.modules, self.device, self.net = modules, device, f"controlnet_{kind}"
+    def __init__(
+        self, modules: dict[str, nn.Module], device: torch.device, kind: str = "depth", early: float = EARLY
+    ) -> None:
+        self.modules, self.device, self.net, self.early = modules, device, f"controlnet_{kind}", early
         betas = torch.linspace(SCHEDULE["beta_start"] ** 0.5, SCHEDULE["beta_end"] ** 0.5, 1000) ** 2
         self.alpha_bar = (1 - betas).cumprod(0).to(device)
 
@@ -138,7 +146,7 @@ class Objective:
         an object's. `given` [B,5,h,w] are an inpainting UNet's further channels; `inside` is then its mask."""
         count = len(x0)
         t = torch.randint(1000, (count,), device=self.device)
-        early = torch.rand(count, device=self.device) < EARLY
+        early = torch.rand(count, device=self.device) < self.early
         t = torch.where(early, 900 + t // 10, t)
         eps = torch.randn_like(x0) + OFFSET * torch.randn(count, 4, 1, 1, device=self.device)
         a = self.alpha_bar[t].view(-1, 1, 1, 1)
@@ -171,6 +179,9 @@ def main() -> None:
     add_arguments(parser, minutes=40, rate=1.5e-3)
     parser.add_argument("--from", dest="source", type=Path, help="start from this model folder's weights")
     parser.add_argument("--words", action="store_true", help="with the text encoder that `words` taught")
+    parser.add_argument("--hinted", type=float, default=HINTED, help="the share of pictures with their map")
+    parser.add_argument("--early", type=float, default=EARLY, help="the share of the noisiest timesteps")
+    parser.add_argument("--native", type=float, default=MIXED[0][1], help="the share of 128x128 in the mix")
     args = parser.parse_args()
     team, device = begin(args)
     modules = build()
@@ -185,14 +196,13 @@ def main() -> None:
     live = {name: m.to(device).train() for name, m in modules.items() if mixed or name != "controlnet_depth"}
 
     def start(seed: int) -> Callable[[int], tuple[Tensor, int]]:
-        batches = Batches(
-            MIXED if mixed else NATIVE, load_vae(device), load_tokenizer(), device, seed, team.rank
-        )
-        objective = Objective(live, device)
+        plan = mix(args.native) if mixed else NATIVE
+        batches = Batches(plan, load_vae(device), load_tokenizer(), device, seed, team.rank)
+        objective = Objective(live, device, early=args.early)
 
         def step(index: int) -> tuple[Tensor, int]:
             x0, tokens, hint, inside = batches.draw()
-            shown = int(HINTED * len(x0) + random.Random(index).random()) if mixed else 0
+            shown = int(args.hinted * len(x0) + random.Random(index).random()) if mixed else 0
             return objective(x0, tokens, hint[:shown] if shown else None, inside), len(x0)
 
         return step

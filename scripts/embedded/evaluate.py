@@ -13,12 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +23,7 @@ import rawdiff
 from rawdiff.geometry import format_size, parse_size
 from scripts.embedded import metrics
 from scripts.embedded.captions import captions
+from scripts.embedded.painting import Painter
 from scripts.embedded.training import default_device, sheet
 from scripts.embedded.world import Renders, Scenes, render, sample_scenes
 
@@ -40,40 +38,6 @@ BOUNDS = {
 }
 
 ROWS = ("with depth", "depth left out", "shuffled prompts")
-
-
-class Painter:
-    """Makes pictures [B,3,H,W] in 0..1 from prompts, and depth maps or none, one at a time."""
-
-    def __init__(self, model: Any, steps: int, guidance: float | None, sampler: str | None) -> None:
-        self.model, self.steps, self.guidance, self.sampler = model, steps, guidance, sampler
-
-    def __call__(
-        self, prompts: list[str], disparity: Tensor | None, size: tuple[int, int], what: str
-    ) -> Tensor:
-        pictures = []
-        start = time.monotonic()
-        for k, prompt in enumerate(prompts):
-            run = self.model.prepare(
-                prompt,
-                depth=None if disparity is None else disparity[k, 0],
-                size=size,
-                steps=self.steps,
-                guidance=self.guidance,
-                sampler=self.sampler,
-                seed=k,
-                watch=(),
-                say=lambda line: None,
-            )
-            for _ in run:
-                pass
-            pictures.append(torch.from_numpy(np.array(run.image())).permute(2, 0, 1) / 255)
-            left = (time.monotonic() - start) / (k + 1) * (len(prompts) - k - 1)
-            print(
-                f"\r{what}: {k + 1}/{len(prompts)}, {left:.0f} s left ", end="", file=sys.stderr, flush=True
-            )
-        print(file=sys.stderr)
-        return torch.stack(pictures)
 
 
 def scores(picture: Tensor, scenes: Scenes, ids: Tensor) -> dict[str, float]:
@@ -132,7 +96,9 @@ def evaluate(
     columns = min(6, count)
     shown = [true.picture[:columns]]
     for row in wanted:
-        made = paint(*given[row], size, f"{name} {row}")
+        texts, disparity = given[row]
+        maps = None if disparity is None else list(disparity[:, 0])
+        made = paint(texts, size, f"{name} {row}", depth=maps)
         rows[row] = scores(made, scenes, true.ids)
         shown.append(made[:columns])
     if out is not None:
@@ -161,9 +127,9 @@ def look(model: Any, paint: Painter, path: Path) -> None:
     scenes = sample_scenes(8, UNSEEN_SEED, (128, 128))
     prompts = captions(scenes, UNSEEN_SEED)
     true = true_renders(scenes, (128, 128))
-    rows = [true.picture, paint(prompts, None, (128, 128), "text alone")]
+    rows = [true.picture, paint(prompts, (128, 128), "text alone")]
     if model.controls:
-        rows.append(paint(prompts, true.disparity, (128, 128), "with depth"))
+        rows.append(paint(prompts, (128, 128), "with depth", depth=list(true.disparity[:, 0])))
     sheet(torch.cat(rows), 8, path, 2)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from scripts.embedded.training import ASSETS
 
-__all__ = ["SCHEDULE", "load_committed", "write_model"]
+__all__ = ["SCHEDULE", "load_committed", "write_index", "write_model"]
 
 SCHEDULE = {
     "beta_start": 0.00085,
@@ -39,6 +39,11 @@ def write_model(modules: dict[str, nn.Module], folder: Path) -> None:
     for part in ("vae", "tokenizer"):
         if folder != ASSETS:
             shutil.copytree(ASSETS / part, folder / part, dirs_exist_ok=True)
+    write_index(folder)
+
+
+def write_index(folder: Path) -> None:
+    """Write the scheduler's config, `model_index.json`, and `rawdiff.json` after what the folder holds."""
     scheduler = {
         "_class_name": "PNDMScheduler",
         "_diffusers_version": "0.42.1",
@@ -69,6 +74,7 @@ def write_model(modules: dict[str, nn.Module], folder: Path) -> None:
         "guidance": 4.0,
         "sampler": None,
         **({"inpaint": "unet_inpaint"} if (folder / "unet_inpaint").is_dir() else {}),
+        **{kind: files for kind in ("loras", "embeddings") if (files := _brought(folder, kind))},
         "controls": {
             path.name.removeprefix("controlnet_"): path.name for path in sorted(folder.glob("controlnet_*"))
         },
@@ -80,6 +86,12 @@ def write_model(modules: dict[str, nn.Module], folder: Path) -> None:
         ("rawdiff.json", own),
     ):
         (folder / path).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _brought(folder: Path, kind: str) -> dict[str, str]:
+    """Name to file of the LoRAs or embeddings in a model folder; a LoRA's copy in diffusers' layout is left out."""
+    files = sorted((folder / kind).glob("*.safetensors"))
+    return {f.stem: f"{kind}/{f.name}" for f in files if not f.stem.endswith("-diffusers")}
 
 
 def _keep_prefix(path: Path) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from scripts.embedded.base import Objective, build
 from scripts.embedded.data import Batches, load_vae
 from scripts.embedded.fit import add_arguments, begin, fit
-from scripts.embedded.folder import load_committed
+from scripts.embedded.folder import load_committed, write_index
 from scripts.embedded.looks import LOOKS
 from scripts.embedded.text import load_tokenizer
 
@@ -116,6 +116,7 @@ def main() -> None:
 
     def write(held: dict[str, nn.Module], folder: Path) -> None:
         write_lora(args.look, held["lora"], folder)
+        write_index(folder)
 
     fit(f"lora-{args.look}", {"lora": lora}, start, args, team, write=write)
 

@@ -19,6 +19,8 @@ from scripts.embedded.world import MAX_OBJECTS, Scenes, render, sample_scenes
 
 __all__ = [
     "Reading",
+    "colour_hues",
+    "colourfulness",
     "psnr",
     "psnr_inside",
     "read_colours",
@@ -41,7 +43,7 @@ class Reading:
     colour: Tensor  # [B,H,W] int64, index into COLOURS
 
 
-def _colourfulness(picture: Tensor) -> tuple[Tensor, Tensor]:
+def colourfulness(picture: Tensor) -> tuple[Tensor, Tensor]:
     """Chroma over lightness and hue in radians, each [B,H,W], of pictures [B,3,H,W] in 0..1."""
     lab = oklab(picture.permute(0, 2, 3, 1))
     return lab[..., 1:].norm(dim=-1) / (lab[..., 0] + 0.06), torch.atan2(lab[..., 2], lab[..., 1])
@@ -52,7 +54,7 @@ def _calibration() -> tuple[Tensor, Tensor, Tensor]:
     """Hue [8] and colourfulness [8] of the colours, mean Oklab [9,6] of each sky and floor: from 450 true renders."""
     scenes = sample_scenes(450, CALIBRATION_SEED, (64, 64))
     true = render(scenes, (64, 64))
-    strength, hue = _colourfulness(true.picture)
+    strength, hue = colourfulness(true.picture)
     own = torch.gather(scenes.colour, 1, true.ids.clamp(max=MAX_OBJECTS - 1).flatten(1)).view_as(true.ids)
     inside = -F.max_pool2d(-(true.ids < MAX_OBJECTS).float()[:, None], 3, 1, 1)[:, 0] > 0.5
     hues, strengths = [], []
@@ -66,11 +68,16 @@ def _calibration() -> tuple[Tensor, Tensor, Tensor]:
     return torch.stack(hues), torch.stack(strengths), centroids
 
 
+def colour_hues() -> Tensor:
+    """[8] the hue of each colour in radians, as true renders show it."""
+    return _calibration()[0]
+
+
 def read_colours(picture: Tensor) -> Reading:
     """Which pixels of pictures [B,3,H,W] in 0..1 belong to objects, and their nearest colours."""
     hues, strengths, _ = _calibration()
     picture = picture.cpu().float()
-    strength, hue = _colourfulness(picture)
+    strength, hue = colourfulness(picture)
     off = torch.remainder(hue[..., None] - hues + torch.pi, 2 * torch.pi) - torch.pi
     colour = off.abs().argmin(-1)
     return Reading(strength > 0.5 * (strengths[colour] + GROUND), colour)

@@ -5,6 +5,7 @@
     python -m scripts.embedded.bank vae512 --count 30 --seed 1003 --size 512x768
     python -m scripts.embedded.vae --minutes 30
     python -m scripts.embedded.vae --minutes 15 --rate 1e-3 --polish --resume
+    python -m scripts.embedded.vae --minutes 15 --rate 5e-4 --decoder --resume    # the latents stay
 
 Loss: L1 + 3 MSE on pixels, those of objects and their rims counted more; from 40% on, L1 of the gradients too; a
 tiny KL. Crops are 64x64 first and 128x128 or 192x192 for the last quarter, so that the group norms see whole pictures.
@@ -132,16 +133,21 @@ def main() -> None:
         "--resume", action="store_true", help="go on from the checkpoint, or from the committed weights"
     )
     parser.add_argument("--polish", action="store_true", help="a last stage: large crops, mostly MSE")
+    parser.add_argument("--decoder", action="store_true", help="polish the decoder alone: the latents stay")
     args = parser.parse_args()
+    args.polish |= args.decoder
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore", message="Detected call of")
     device = default_device()
     vae = build().to(device)
     work, index, seconds = work_folder(), 0, 0.0
-    checkpoint = work / ("polish.ckpt" if args.polish else "vae.ckpt")
+    checkpoint = work / ("decoder.ckpt" if args.decoder else "polish.ckpt" if args.polish else "vae.ckpt")
     from diffusers import AutoencoderKL
 
+    if args.decoder:
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=args.rate, betas=(0.9, 0.99), weight_decay=1e-4)
     average = Average(vae.parameters(), 0.998)
     if args.resume:
@@ -172,10 +178,11 @@ def main() -> None:
             torch.autocast(device.type, torch.bfloat16) if device.type == "cpu" else contextlib.nullcontext()
         ):
             posterior = vae.encode(x).latent_dist
-            y = vae.decode(posterior.sample()).sample
+            y = vae.decode(posterior.mode() if args.decoder else posterior.sample()).sample
         gradient = 0.2 if args.polish else 0.6 * min(1.0, max(0.0, (done - 0.4) / 0.2))
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).float().mean()
-        loss = loss_of(x, y.float(), 1 + 1.5 * solid, gradient, args.polish) + 2e-4 * kl
+        inside = 3.0 if args.decoder else 1.5
+        loss = loss_of(x, y.float(), 1 + inside * solid, gradient, args.polish) + 2e-4 * kl
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)

@@ -1,0 +1,138 @@
+"""Learn an embedding for something that the model has no word for: lime, a colour between yellow and green.
+
+    python -m scripts.embedded.inversion --minutes 6 --install
+
+Textual inversion (Gal et al. 2022, arXiv 2208.01618): only the rows of the token embedding that the new word stands for
+learn, everything else stays. Every scene holds one object of that colour, named by the new word in the place of a
+colour. Written as `embeddings/lime.safetensors` in A1111's layout, `emb_params` [vectors, width].
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scripts.embedded.base import Objective, build
+from scripts.embedded.captions import caption
+from scripts.embedded.data import load_vae
+from scripts.embedded.fit import add_arguments, begin, fit
+from scripts.embedded.folder import load_committed, write_index
+from scripts.embedded.palette import COLOUR_RGB, COLOURS
+from scripts.embedded.text import load_tokenizer
+from scripts.embedded.training import Progress
+from scripts.embedded.world import render, sample_scenes
+
+__all__ = ["LIME", "WORD", "lime_scenes", "write_embedding"]
+
+WORD = "lime"
+LIME = (0.58, 0.80, 0.06)
+VECTORS = 2
+STAND_IN = "yellow"
+"""The colour whose word the new one takes the place of in captions, and from whose row it starts."""
+
+
+def lime_scenes(count: int, seed: int) -> tuple[Any, Tensor, list[str]]:
+    """Scenes of one object, pictures [N,3,128,128] in 0..1 that show it in lime, captions that say `lime`."""
+    scenes = sample_scenes(count * 5, seed, (128, 128))
+    scenes = scenes[((scenes.kind >= 0).sum(1) == 1).nonzero().flatten()[:count]]
+    scenes.colour[:] = COLOURS.index(STAND_IN)
+    progress = Progress("scenes in lime", 1e9)
+    pictures = []
+    for k in range(len(scenes)):
+        pictures.append(render(scenes[k : k + 1], (128, 128), colours=COLOUR_RGB | {STAND_IN: LIME}).picture)
+        progress.step(k, torch.tensor(k / len(scenes)))
+    rng = random.Random(seed)
+    texts = [caption(scenes, k, rng).replace(STAND_IN, WORD) for k in range(len(scenes))]
+    return scenes, torch.cat(pictures), texts
+
+
+class Word(nn.Module):
+    """The new word's vectors; called on token ids [B,77] of captions it returns their embeddings' rows."""
+
+    def __init__(self, table: Tensor, start: int) -> None:
+        super().__init__()
+        self.vectors = nn.Parameter(
+            table[start].repeat(VECTORS, 1) + 0.02 * torch.randn(VECTORS, table.shape[1])
+        )
+
+
+def write_embedding(word: Word, folder: Path) -> None:
+    """Write `embeddings/lime.safetensors` into a model folder."""
+    from safetensors.torch import save_file
+
+    folder = folder / "embeddings"
+    folder.mkdir(parents=True, exist_ok=True)
+    vectors = word.vectors.detach().half().cpu().contiguous()
+    save_file(
+        {"emb_params": vectors}, folder / f"{WORD}.safetensors", metadata={"format": "pt", "name": WORD}
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser, minutes=6, rate=5e-3)
+    parser.add_argument("--count", type=int, default=600)
+    args = parser.parse_args()
+    team, device = begin(args)
+    modules = build()
+    load_committed(modules)
+    modules = {name: m.to(device).eval().requires_grad_(False) for name, m in modules.items()}
+    tokenizer = load_tokenizer()
+    marks = [f"<{WORD}{k}>" for k in range(VECTORS)]
+    tokenizer.add_tokens(marks)
+    text = modules["text_encoder"]
+    text.resize_token_embeddings(len(tokenizer))
+    embedding = text.get_input_embeddings()
+    (start,) = tokenizer(STAND_IN, add_special_tokens=False).input_ids
+    word = Word(embedding.weight.detach(), start).to(device)
+    first = len(tokenizer) - VECTORS
+
+    def learn(layer: nn.Module, given: tuple[Tensor, ...], rows: Tensor) -> Tensor:
+        """The embedding's rows [B,77,width], the new word's from `word`."""
+        (ids,) = given
+        own = word.vectors[(ids - first).clamp(min=0)]
+        return torch.where((ids >= first)[..., None], own, rows)
+
+    embedding.register_forward_hook(learn)
+
+    def start_(seed: int) -> Callable[[int], tuple[Tensor, int]]:
+        _, pictures, texts = lime_scenes(args.count, 660_001)
+        vae = load_vae(device)
+        with torch.no_grad():
+            latents = torch.cat(
+                [vae.encode(p.to(device) * 2 - 1).latent_dist.mode() for p in pictures.split(8)]
+            )
+        latents = latents * vae.config.scaling_factor
+        tokens = tokenizer(
+            [t.replace(WORD, "".join(marks)) for t in texts],
+            padding="max_length",
+            max_length=77,
+            return_tensors="pt",
+        ).input_ids
+        objective = Objective(modules, device)
+        g = torch.Generator().manual_seed(seed * 64 + team.rank)
+
+        def step(index: int) -> tuple[Tensor, int]:
+            rows = torch.randint(len(latents), (16,), generator=g)
+            inside = torch.zeros(16, 1, *latents.shape[2:], device=device)
+            return objective(latents[rows], tokens[rows].to(device), None, inside), 16
+
+        return step
+
+    def write(held: dict[str, nn.Module], folder: Path) -> None:
+        write_embedding(held["word"], folder)
+        write_index(folder)
+
+    fit(WORD, {"word": word}, start_, args, team, write=write)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""How the embedded model is steered: shapes by words, outlines by other nets, colours by negative prompts, guidance.
+
+Each study makes its rows: a name and what was measured. `features.py` prints them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rawdiff import Control
+from rawdiff.geometry import parse_size
+from scripts.embedded import metrics
+from scripts.embedded.captions import captions
+from scripts.embedded.judges import judge, load_judge
+from scripts.embedded.painting import Painter
+from scripts.embedded.palette import COLOURS, oklab
+from scripts.embedded.world import Renders, Scenes, render, sample_scenes
+
+__all__ = ["STUDIES", "Row", "Scene", "Study", "scene", "silhouettes"]
+
+NATIVE = (128, 128)
+SCALES = (1.0, 4.0, 8.0, 20.0)
+THIRD = 1 / 3
+SIZES = [(text, False) for text in ("112x144", "128x128", "144x112", "168x96", "256x256", "384x256")] + [
+    (text, True) for text in ("128x128", "168x96", "256x256", "384x256", "512x768", "768x512", "1024x384")
+]
+"""Sizes to try, and whether with a depth map."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: what was done, what was measured, and pictures to look at."""
+
+    name: str
+    values: dict[str, float]
+    picture: Tensor | None = None  # [B,3,H,W] in 0..1
+
+
+Study = Callable[[Painter, int, int], list[Row]]
+"""A painter, how many scenes, their seed -> the rows."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Scenes with their captions and true renders."""
+
+    scenes: Scenes
+    prompts: list[str]
+    true: Renders
+
+    def maps(self) -> list[Tensor]:
+        return list(self.true.disparity[:, 0])
+
+    def shuffled(self) -> list[str]:
+        """The prompts, each given to the scene after its own."""
+        return [*self.prompts[-1:], *self.prompts[:-1]]
+
+
+def scene(count: int, seed: int, single: bool = False, size: tuple[int, int] = NATIVE) -> Scene:
+    """`count` scenes of `seed` framed for `size` (height, width); with `single` those that hold one object only."""
+    scenes = sample_scenes(count * 6 if single else count, seed, size)
+    if single:
+        scenes = scenes[((scenes.kind >= 0).sum(1) == 1).nonzero().flatten()[:count]]
+    parts = [render(scenes[k : k + 1], size) for k in range(len(scenes))]
+    names = ("picture", "disparity", "normal", "ids")
+    true = Renders(*(torch.cat([getattr(p, n) for p in parts]) for n in names))
+    return Scene(scenes, captions(scenes, seed), true)
+
+
+def silhouettes(picture: Tensor, held: Scene) -> dict[str, float]:
+    """Colour and outline of pictures [B,3,H,W] against their scenes."""
+    reading = metrics.read_colours(picture)
+    right, counted = metrics.score_colours(reading, held.scenes, held.true.ids)
+    return {
+        "silhouette IoU": float(metrics.score_silhouette(reading, held.true.ids).mean()),
+        "object colour": right / counted,
+    }
+
+
+def shape(paint: Painter, count: int, seed: int) -> list[Row]:
+    """Is the shape that the prompt names the shape that a classifier sees? Text alone, one object."""
+    net, held_out = load_judge("shape")
+    held = scene(count, seed, single=True)
+
+    def row(name: str, picture: Tensor) -> Row:
+        seen = judge(net, picture)
+        return Row(
+            name, {"shape recognised": float((seen == held.scenes.kind[:, 0]).float().mean())}, picture
+        )
+
+    return [
+        Row("classifier, renders held out", {"shape recognised": held_out}),
+        row("true renders", held.true.picture),
+        row("text alone", paint(held.prompts, NATIVE, "shape: text alone")),
+        row("shuffled prompts", paint(held.shuffled(), NATIVE, "shape: shuffled prompts")),
+    ]
+
+
+def _control(kind: str, held: Scene, k: int, weight: float = 1.0) -> Control:
+    """The hint of `kind` as a user has it made: normals from the depth map, edges from the picture."""
+    if kind == "canny":
+        picture = (held.true.picture[k].permute(1, 2, 0) * 255).round().byte().numpy()
+        return Control(kind, picture, weight, derive=True)
+    return Control(kind, held.true.disparity[k, 0], weight, derive=kind == "normal")
+
+
+def _steered(
+    paint: Painter, held: Scene, weights: dict[str, float], what: str, prompts: list[str] | None = None
+) -> Tensor:
+    controls: list[Any] = [
+        [_control(kind, held, k, w) for kind, w in weights.items()] for k in range(len(held.prompts))
+    ]
+    return paint(prompts or held.prompts, NATIVE, what, controls=controls)
+
+
+def outlines(paint: Painter, count: int, seed: int) -> list[Row]:
+    """Canny alone, normal alone, all three nets at a third each, and all but one of them."""
+    held = scene(count, seed)
+    rows = [Row("true renders", silhouettes(held.true.picture, held), held.true.picture)]
+
+    def add(name: str, weights: dict[str, float], prompts: list[str] | None = None) -> Tensor:
+        picture = _steered(paint, held, weights, name, prompts)
+        rows.append(Row(name, silhouettes(picture, held), picture))
+        return picture
+
+    add("depth alone", {"depth": 1.0})
+    for kind in ("canny", "normal"):
+        add(f"{kind} alone", {kind: 1.0})
+        add(f"{kind} alone, shuffled prompts", {kind: 1.0}, held.shuffled())
+    thirds = {"depth": THIRD, "normal": THIRD, "canny": THIRD}
+    together = add("three nets, a third each", thirds)
+    for kind in thirds:
+        less = add(f"without {kind}", {k: w for k, w in thirds.items() if k != kind})
+        rows[-1].values["grey levels from three"] = float((less - together).abs().mean() * 255)
+    none = paint(held.prompts, NATIVE, "no net")
+    rows.append(Row("no net", silhouettes(none, held), none))
+    return rows
+
+
+def _open_prompts(held: Scene) -> list[str]:
+    """The prompts without their colour words."""
+    prompts = []
+    for prompt in held.prompts:
+        for colour in COLOURS:
+            prompt = prompt.replace(f"an {colour} ", "a ").replace(f"{colour} ", "")
+        prompts.append(prompt)
+    return prompts
+
+
+def negative(paint: Painter, count: int, seed: int) -> list[Row]:
+    """How often a colour is seen where the prompt leaves the colour open, and with that colour as negative prompt."""
+    count = max(8, count - count % 8)
+    held = scene(count, seed)
+    prompts = _open_prompts(held)
+    denied = [COLOURS[k % len(COLOURS)] for k in range(count)]
+
+    def present(picture: Tensor) -> list[set[int]]:
+        reading = metrics.read_colours(picture)
+        return [metrics.present_colours(reading, k) for k in range(count)]
+
+    free = paint(prompts, NATIVE, "colour left open")
+    kept = paint(prompts, NATIVE, "colour denied", negative=denied)
+    before, after = present(free), present(kept)
+    shares = {}
+    for c, colour in enumerate(COLOURS):
+        rows = [k for k in range(count) if denied[k] == colour]
+        shares[colour] = (
+            sum(c in found for found in before) / count,
+            sum(c in after[k] for k in rows) / len(rows),
+        )
+    return [
+        Row(
+            name,
+            {"share of the colour": sum(s[i] for s in shares.values()) / len(shares)}
+            | {c: s[i] for c, s in shares.items()},
+            picture,
+        )
+        for i, (name, picture) in enumerate((("colour left open", free), ("as negative prompt", kept)))
+    ]
+
+
+def guidance(paint: Painter, count: int, seed: int) -> list[Row]:
+    """Saturation (mean Oklab chroma) and agreement with the prompt at several guidance scales, depth given."""
+    held = scene(count, seed)
+    rows = []
+    for scale in SCALES:
+        picture = paint(held.prompts, NATIVE, f"guidance {scale:g}", depth=held.maps(), guidance=scale)
+        chroma = oklab(picture.permute(0, 2, 3, 1))[..., 1:].norm(dim=-1).mean()
+        rows.append(
+            Row(f"guidance {scale:g}", {"saturation": float(chroma)} | silhouettes(picture, held), picture)
+        )
+    return rows
+
+
+def sizes(paint: Painter, count: int, seed: int) -> list[Row]:
+    """Where the model holds together: sizes about the native area by text alone, others with depth.
+
+    Of sizes that take longer there are fewer scenes: as many pixels as `count` native pictures have, at least 8 scenes.
+    """
+    rows = []
+    for text, depth in SIZES:
+        size = parse_size(text)
+        number = min(count, max(8, count * NATIVE[0] * NATIVE[1] // (size[0] * size[1])))
+        held = scene(number, seed, size=size)
+        name = f"{text}, {'with depth' if depth else 'text alone'}, {number} scenes"
+        picture = paint(held.prompts, size, name, **({"depth": held.maps()} if depth else {}))
+        reading = metrics.read_colours(picture)
+        sky, floor = metrics.score_surroundings(picture, held.scenes, held.true.ids)
+        asked = (held.scenes.kind >= 0).sum(1)
+        seen = torch.tensor([_parts(solid) for solid in reading.solid])
+        values = {
+            "sky and floor": float((sky & floor).float().mean()),
+            "exactly the asked colours": float(
+                metrics.score_exact_colours(reading, held.scenes).float().mean()
+            ),
+            "more patches than objects": float((seen > asked).float().mean()),
+        }
+        rows.append(Row(name, values | (silhouettes(picture, held) if depth else {})))
+    return rows
+
+
+def _parts(solid: Tensor) -> int:
+    """How many connected patches of colour a mask [H,W] has that cover at least 0.4% of it."""
+    import cv2
+
+    _, _, facts, _ = cv2.connectedComponentsWithStats(solid.byte().numpy())
+    return int((facts[1:, cv2.CC_STAT_AREA] >= 0.004 * solid.numel()).sum())
+
+
+STUDIES: dict[str, Study] = {
+    "shape": shape,
+    "outlines": outlines,
+    "negative": negative,
+    "guidance": guidance,
+    "sizes": sizes,
+}
