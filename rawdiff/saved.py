@@ -28,7 +28,7 @@ from rawdiff.weights.tensorfile import SafetensorsFile, open_tensors
 
 __all__ = ["Saved", "check_same", "digest", "load", "save"]
 
-FORMAT = 2
+FORMAT = 3
 KEY = "rawdiff_run"
 
 
