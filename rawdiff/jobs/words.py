@@ -57,7 +57,7 @@ def parse_lora(text: str, exists: Callable[[str], bool] = _exists) -> LoraReques
     match = _SCALED.fullmatch(text)
     if exists(text) or match is None:
         path, at, suffix = text.rpartition("@")
-        if at and not exists(text) and (exists(path) or is_name(path)):
+        if at and not exists(text) and (exists(path) or (is_name(path) and is_name(suffix))):
             raise UsageError(f"lora {text!r}: {suffix!r} is no scale, such as 0.8")
         return LoraRequest(text)
     return LoraRequest(match["path"], float(match["scale"]))
