@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ __all__ = [
     "build",
     "canonical",
     "check",
+    "compare",
     "differences",
     "job_id",
     "read",
@@ -122,24 +123,25 @@ def check(recipe: Mapping[str, Any], where: str) -> dict[str, Any]:
     return dict(recipe)
 
 
-def differences(left: Any, right: Any, name: str = "") -> list[str]:
-    """Names of the values in which two recipes, or parts of them, differ: `sampler.config.beta_start`."""
+def compare(left: Any, right: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two recipes, accounts, or parts of them differ: `sampler.config.beta_start`, and what each has there."""
     if isinstance(left, Mapping) and isinstance(right, Mapping):
-        found = []
         for key in sorted({*left, *right}):
             inner = f"{name}.{key}" if name else str(key)
-            if key not in left or key not in right:
-                found.append(inner)
+            if key in left and key in right:
+                yield from compare(left[key], right[key], inner)
             else:
-                found += differences(left[key], right[key], inner)
-        return found
-    if isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
-        return [
-            n
-            for k, (a, b) in enumerate(zip(left, right, strict=True))
-            for n in differences(a, b, f"{name}[{k}]")
-        ]
-    return [] if _plain(left) == _plain(right) else [name]
+                yield inner, left.get(key), right.get(key)
+    elif isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
+        for k, (a, b) in enumerate(zip(left, right, strict=True)):
+            yield from compare(a, b, f"{name}[{k}]")
+    elif _plain(left) != _plain(right):
+        yield name, left, right
+
+
+def differences(left: Any, right: Any) -> list[str]:
+    """The names alone of what `compare` finds."""
+    return [name for name, _, _ in compare(left, right)]
 
 
 Test = Callable[[Any], bool]
