@@ -17,6 +17,7 @@ from rawdiff.arguments import check_number, shown
 from rawdiff.errors import UsageError
 from rawdiff.limits import is_name
 from rawdiff.weights import digests
+from rawdiff.weights.lora_alpha import config_beside
 
 __all__ = ["AddedEmbedding", "AddedLora", "Extras"]
 
@@ -75,11 +76,7 @@ class Extras:
     def _lora(self, name: str, scale: float) -> AddedLora:
         path = self.find("lora", name)
         last = self._read.get(path)
-        if (
-            last is not None
-            and digests.sha256(path) == last.lora.sha256
-            and last.config == _config(last.lora)
-        ):
+        if last is not None and _is_unchanged(path, last):
             return AddedLora(name, last.lora, scale, last.config)
         lora = weights.read_lora(path)
         return AddedLora(name, lora, scale, _config(lora))
@@ -111,6 +108,15 @@ class Extras:
                 f"path, such as ./{name}.safetensors"
             )
         return self._source.path(own[name])
+
+
+def _is_unchanged(path: Path, last: AddedLora) -> bool:
+    config = config_beside(path, (factors.name for factors in last.lora.factors))
+    return (
+        digests.sha256(path) == last.lora.sha256
+        and config == last.lora.config
+        and (config is None or digests.sha256(config) == last.config)
+    )
 
 
 def _config(lora: weights.Lora) -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -219,14 +221,9 @@ def test_repeated_work_is_in_the_recipe(here: Path, own: Path) -> None:
     assert images.read_recipe(path)["picture"]["repeats"] == ["kv", "prefix"]
     again = rawdiff("gen", "--from", path).ok()
     assert images.read_recipe(again.lines[0]) == images.read_recipe(path)
-    assert re_of(rawdiff("info", path).ok().out, "repeats") == "kv, prefix"
+    assert re.search(r"^ +repeats +kv, prefix$", rawdiff("info", path).ok().out, re.MULTILINE)
     with pytest.raises(UsageError, match="expected an Exact"):
         model.prepare("a cube", exact="kv", **options)  # type: ignore[arg-type]
-
-
-def re_of(text: str, name: str) -> str:
-    [line] = [line for line in text.splitlines() if line.strip().startswith(name)]
-    return line.strip().removeprefix(name).strip()
 
 
 def test_a_batch(here: Path) -> None:
@@ -255,6 +252,16 @@ def test_a_batch(here: Path) -> None:
     assert np.array_equal(pixels(alone.lines[0]), drawn[2])  # what was on before leaves no trace
     manifest.write_text(json.dumps({"prompt": "a cube", "lora": ["../style.safetensors"]}))
     assert "leads out of the manifest's folder" in rawdiff("batch", manifest, "-o", "out").error
+
+
+def test_doctor_looks_at_those_of_the_model(here: Path, own: Path, tmp_path: Path) -> None:
+    assert re.search(r"loras/paper.safetensors +[0-9a-f]{64}", rawdiff("doctor").ok().out)
+    copied = tmp_path / "copied"
+    shutil.copytree(own, copied)
+    shutil.copy(here / "foreign.safetensors", copied / "loras" / "paper.safetensors")
+    done = rawdiff("doctor", "--model", copied)
+    assert done.code == 4
+    assert re.search(r"FAULT +--model +.*layers are not in this model", done.out)
 
 
 def test_what_is_wrong_is_told_before_weights_are_read(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import rawdiff
-from rawdiff import Model, Probe, Run
+from rawdiff import Model, Probe, Run, images
 from rawdiff.errors import InputError, UsageError, WeightsError
 from rawdiff.weights import read_lora
 from tests.lora_files import (
@@ -183,8 +183,8 @@ def test_against_peft(model: Model, tmp_path: Path) -> None:
 def test_runs_take_turns(model: Model, files: list[Path]) -> None:
     """What was computed from the weights once (keys and values, tables of times) is right again when they are."""
     sets: list[list[Any]] = [[(files[0], 0.8)], [], [(files[1], 1.0), (files[0], -0.5)]]
-    straight = [finished(prepared(model, *loras)) for loras in sets]
-    runs = [prepared(model, *loras) for loras in sets]
+    straight = [finished(prepared(model, *loras, steps=3)) for loras in sets]
+    runs = [prepared(model, *loras, steps=3) for loras in sets]
     for steps in zip(*runs, strict=True):
         assert len({float(step.cond.sum()) for step in steps}) == 3
     for run, expected in zip(runs, straight, strict=True):
@@ -239,6 +239,9 @@ def test_saved_and_resumed(model: Model, folder: Path, files: list[Path], tmp_pa
     assert again.recipe == json.loads(json.dumps(dict(run.recipe)))
     straight = finished(run)
     assert torch.equal(finished(again), straight)
+    told = [images.read_recipe(one.save_image(tmp_path / f"{k}.png")) for k, one in enumerate((run, again))]
+    assert told[0] == told[1]
+    assert told[0]["made"]["loras"] == [str(files[0])]
     prepared(model)
     assert torch.equal(finished(model.resume(path, say=silent)), straight)
     last = files[0].read_bytes()
@@ -265,6 +268,22 @@ def test_a_changed_file_is_read_again(model: Model, changes: list[Changes], tmp_
 
 
 # --------------------------------------------------------------------------------------- names, accounts
+
+
+def test_a_config_that_appears_is_read(model: Model, tmp_path: Path) -> None:
+    own = {key: change for key, change in random_changes(networks(model), 1).items() if key[0] == "unet"}
+    held = {
+        f"base_model.model.{name}.lora_{letter}.weight": value
+        for (_, name), change in own.items()
+        for letter, value in (("A", change.down), ("B", change.up))
+    }
+    path = write(tmp_path / "adapter_model.safetensors", held)
+    first = prepared(model, path)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 8}')
+    second = prepared(model, path)
+    assert first.recipe["loras"][0]["config"] is None
+    assert second.recipe["loras"][0]["config"] is not None
+    assert error(finished(second), finished(first)) >= 100 * END
 
 
 def test_a_name_of_the_models_own(folder: Path, files: list[Path], tmp_path: Path) -> None:

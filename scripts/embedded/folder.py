@@ -72,6 +72,8 @@ def write_model(modules: dict[str, nn.Module], folder: Path) -> None:
         "controls": {
             path.name.removeprefix("controlnet_"): path.name for path in sorted(folder.glob("controlnet_*"))
         },
+        **_brought(folder, "loras"),
+        **_brought(folder, "embeddings"),
     }
     (folder / "scheduler").mkdir(exist_ok=True)
     for path, content in (
@@ -80,6 +82,13 @@ def write_model(modules: dict[str, nn.Module], folder: Path) -> None:
         ("rawdiff.json", own),
     ):
         (folder / path).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _brought(folder: Path, what: str) -> dict[str, dict[str, str]]:
+    """The LoRAs or embeddings in a model folder by name; of a LoRA in both layouts kohya's."""
+    files = sorted((folder / what).glob("*.safetensors"))
+    names = {path.stem: f"{what}/{path.name}" for path in files if not path.stem.endswith("-diffusers")}
+    return {what: names} if names else {}
 
 
 def _keep_prefix(path: Path) -> None:
