@@ -110,13 +110,13 @@ class Parts:
         """
         if self._adapters is None and not added:
             return
-        wanted = tuple((one.lora, one.scale) for one in added)
-        if self.adapters.applied != self._on:
+        wanted, applied = tuple((one.lora, one.scale) for one in added), self.adapters.applied
+        if applied and applied != self._on:
             raise UsageError(
                 "the model's LoRAs were changed by hand (adapters.set): call model.adapters.clear(), and give them to "
                 "prepare, as loras=[(path, scale)]"
             )
-        if wanted != self._on:
+        if wanted != applied:
             try:
                 with probe("loras"):
                     self.adapters.set(wanted)
