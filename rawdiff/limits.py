@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import re
+
 from rawdiff.errors import UsageError
 
-__all__ = ["FITS", "MAX_SEED", "check_text"]
+__all__ = ["FITS", "MAX_SEED", "check_text", "is_name"]
 
 MAX_SEED = 2**32 - 1
 """The largest seed: torch's CPU generator repeats itself beyond."""
 
 FITS = ("crop", "pad", "stretch")
 """What can be done to a map of another aspect."""
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+def is_name(text: str) -> bool:
+    """Whether it is the name of a LoRA or embedding that a model brings; with a dot or a slash it is a path."""
+    return _NAME.fullmatch(text) is not None
 
 
 def check_text(what: str, text: object) -> str:

@@ -10,6 +10,7 @@ run.image().save("cube.png")
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,11 @@ from rawdiff.arguments import (
 from rawdiff.conditions import Conditions, Context
 from rawdiff.controls import Control, choose_size, gather, make_hints, recall
 from rawdiff.errors import UsageError
+from rawdiff.extras import AddedLora
 from rawdiff.geometry import Size, latent_size
 from rawdiff.loop import Constrain
+from rawdiff.nets.exact import check as check_exact
+from rawdiff.nets.exact import without
 from rawdiff.noise import Noise, check_seeds, random_seed
 from rawdiff.parts import Parts
 from rawdiff.plan import Plan, make_plan
@@ -48,6 +52,7 @@ from rawdiff.run import Run, Setup
 from rawdiff.say import Say, say_on_stderr
 from rawdiff.state import start
 from rawdiff.step import check_watch
+from rawdiff.vocabulary import unused
 
 __all__ = ["Control", "Model", "Run", "load"]
 
@@ -137,6 +142,8 @@ class Model(Parts):
         fit: images.Fit = None,
         depth_range: images.DepthRange = None,
         depth_invert: bool = False,
+        loras: Sequence[Any] = (),
+        embeddings: Sequence[Any] = (),
         exact: Exact = EVERYTHING,
         watch: Sequence[str] = WATCH,
         say: Say = say_on_stderr,
@@ -149,7 +156,9 @@ class Model(Parts):
         brought to the model's native area. `steps` is 20 unless `timesteps` or `sigmas` are given.
         `guidance` (1 or less: off), `negative` and `seed` may be lists, one for each image; a single seed
         counts up, None draws one (see `run.seeds`). `sampler` is a name ("dpm++ 2m karras"), a diffusers
-        scheduler or a Sampler. `latents` [B,4,h,w] replace the first draw of noise. `exact` says which work
+        scheduler or a Sampler. `loras` are paths (or names of the model's own), each alone or with its scale,
+        [("style.safetensors", 0.8)], merged into the weights for as long as this run draws; `embeddings` likewise, each
+        alone or with its trigger. `latents` [B,4,h,w] replace the first draw of noise. `exact` says which work
         is done once instead of at each step (all of it, and no picture changes by more than rounding). What
         `watch` names is kept of each step; with () nothing is, and a Step is stale once the run has gone on.
         `say` is told what a person should know, a line at a time. Raises UsageError (SizeError), InputError,
@@ -160,6 +169,7 @@ class Model(Parts):
         check_whole("clip skip", clip_skip)
         check_fit(fit)
         check_watch(watch)
+        check_exact(exact)
         distinct = count_prompts(prompt, count)
         prompts = spread_prompts("prompt", prompt, distinct, count)
         negatives = spread_prompts("negative prompt", negative, distinct, count)
@@ -168,6 +178,10 @@ class Model(Parts):
         wanted = gather(depth, normal, canny, controls)
         for control in wanted:
             self.net_source(control.kind, control.net)  # before anything slow begins
+        added, words = self.extras.loras(loras), self.extras.embeddings(embeddings)
+        vocabulary = self.vocabulary(words)
+        for line in unused(vocabulary, [*prompts, *negatives]):
+            say(line)
         schedule: dict[str, Any] = {"steps": steps, "timesteps": timesteps, "sigmas": sigmas, "eta": eta}
         made, spec = build_sampler(sampler, self.scheduler, self.defaults.sampler, **schedule)
         windows = [control.window for control in wanted]
@@ -178,16 +192,15 @@ class Model(Parts):
         with probe("hints", host=True):
             samples = [images.open_source(control.source) for control in wanted]
             size = choose_size(size, self.defaults.native_size, samples)
-            self.check_memory(size, len(prompts), guided=plan.guided)
+            self.check_memory(size, len(prompts), guided=plan.guided, added=added)
             options: dict[str, Any] = {"fit": fit, "depth_range": depth_range, "depth_invert": depth_invert}
             hints = make_hints(wanted, samples, size, say=say, **options)
         for control in wanted:
             self.net(control.kind, control.net, probe=probe)
+        self.put_on(added, probe)
         texts: dict[str, Any] = {"say": say, "probe": probe}
-        cond = encode_prompts(self.tokenizer, self.text_encoder, prompts, clip_skip=clip_skip, **texts)
-        uncond = (
-            encode_prompts(self.tokenizer, self.text_encoder, negatives, **texts) if plan.guided else None
-        )
+        cond = encode_prompts(vocabulary, self.text_encoder, prompts, clip_skip=clip_skip, **texts)
+        uncond = encode_prompts(vocabulary, self.text_encoder, negatives, **texts) if plan.guided else None
         conditions = Conditions((Context(cond, uncond),), tuple(hint.tensor[None] for hint in hints))
 
         noise = Noise(seeds, latent_size(size), self.device)
@@ -207,14 +220,19 @@ class Model(Parts):
                 c.describe(h, self.net_hashes(c), **options) for c, h in zip(wanted, hints, strict=True)
             ],
             latents=None if latents is None else sha256(first.cpu().numpy().tobytes()).hexdigest(),
+            loras=[one.describe() for one in added],
+            embeddings=[one.describe() for one in words],
+            exact=exact,
         )
         origin = recipe.origin(
             self.source,
             sampler=sampler if isinstance(sampler, str) else None,
             inputs=[opened.name for opened in samples],
             nets=[self.named_net(control) for control in wanted],
+            loras=[one.name for one in added],
+            embeddings=[one.name for one in words],
         )
-        setup = self._setup(plan, conditions, wanted, hints, account, origin, exact, say, probe)
+        setup = self._setup(plan, conditions, wanted, hints, account, origin, added, exact, say, probe)
         state = start(
             plan, first.to(torch.promote_types(self.dtype, torch.float32)), draws=int(latents is None)
         )
@@ -228,7 +246,6 @@ class Model(Parts):
         sampler: Any = None,
         modules: Sequence[Any] = (),
         constrain: Constrain | None = None,
-        exact: Exact = EVERYTHING,
         watch: Sequence[str] = WATCH,
         say: Say = say_on_stderr,
         probe: ProbeLike = NO_PROBE,
@@ -238,7 +255,7 @@ class Model(Parts):
         With `run`, one just prepared, the two recipes must be the same. `sampler` is needed where the run was
         prepared with a scheduler or Sampler of one's own, `modules` (one for each control) where it was with
         modules, `constrain` where `Run.constrain` was in force: no file holds these, and without them it
-        would be another run; so it is with another `exact`. Raises InputError for a file that is damaged, or
+        would be another run. LoRAs are looked for where they were. Raises InputError for a file that is damaged, or
         made with other weights, recipe or versions, UsageError for a part that has to be given again.
         """
         path = check_path("path", path)
@@ -264,12 +281,17 @@ class Model(Parts):
         )
         held.check_table(plan)
         size, seeds = (account["size"][0], account["size"][1]), account["seeds"]
-        self.check_memory(size, len(seeds), guided=plan.guided)
+        added = self.extras.loras([(entry["name"], entry["scale"]) for entry in account["loras"]])
+        saved.check_same(path, {"loras": account["loras"]}, {"loras": [one.describe() for one in added]})
+        self.check_memory(size, len(seeds), guided=plan.guided, added=added)
         hints = tuple(
             images.Hint(entry["kind"], tensor[0], entry["sha256"], entry["hint"])
             for entry, tensor in zip(account["controls"], held.conditions.hints, strict=True)
         )
-        setup = self._setup(plan, held.conditions, wanted, hints, account, held.origin, exact, say, probe)
+        exact = without(account["repeats"])
+        setup = self._setup(
+            plan, held.conditions, wanted, hints, account, held.origin, added, exact, say, probe
+        )
         for control, entry in zip(wanted, account["controls"], strict=True):
             name = f"controlnet {control.kind}"
             saved.check_same(path, {name: entry["weights"]}, {name: self.net_hashes(control)})
@@ -291,6 +313,7 @@ class Model(Parts):
         hints: tuple[images.Hint, ...],
         account: Mapping[str, Any],
         origin: Mapping[str, Any],
+        added: Sequence[AddedLora],
         exact: Exact,
         say: Say,
         probe: ProbeLike,
@@ -298,5 +321,6 @@ class Model(Parts):
         loaded = [self.net(control.kind, control.net, probe=probe) for control in controls]
         names = [control.kind for control in controls]
         options: dict[str, Any] = {"names": names, "guess": bool(account["guess"]), "exact": exact}
+        options["hold"] = partial(self.put_on, added)
         predict = prepare(plan, conditions, self.unet, loaded, **options, probe=probe)
         return Setup(plan, conditions, predict, self.vae, account, origin, hints, say, probe)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,9 +11,11 @@ from torch import nn
 from rawdiff import nets, weights
 from rawdiff.controls import Control
 from rawdiff.errors import UsageError, WeightsError
+from rawdiff.extras import AddedEmbedding, AddedLora, Extras
 from rawdiff.geometry import Size
 from rawdiff.probes import NO_PROBE, ProbeLike
 from rawdiff.say import Say, say_on_stderr
+from rawdiff.vocabulary import Vocabulary, add_words
 
 __all__ = ["Parts"]
 
@@ -53,6 +55,9 @@ class Parts:
         self._sources = {**defaults.controls, **self._named}
         self._loaded: dict[tuple[str, str], tuple[Any, weights.Source]] = {}
         self._offline, self._say = offline, say
+        self.extras = Extras(source, defaults)
+        self._adapters: weights.Adapters | None = None
+        self._on: tuple[tuple[weights.Lora, float], ...] = ()
 
     def __repr__(self) -> str:
         kinds = ", ".join(self.controls) or "no controls"
@@ -91,6 +96,39 @@ class Parts:
             )
         return wanted
 
+    @property
+    def adapters(self) -> weights.Adapters:
+        """The LoRAs in the weights; runs put on and take off what they were prepared with."""
+        if self._adapters is None:
+            self._adapters = weights.Adapters(self.unet, self.text_encoder)
+        return self._adapters
+
+    def put_on(self, added: Sequence[AddedLora], probe: ProbeLike = NO_PROBE) -> None:
+        """Have exactly these LoRAs in the weights, which are then the same to the bit as they were with them before.
+
+        Raises UsageError where others were put on by hand, WeightsError, ResourceError.
+        """
+        if self._adapters is None and not added:
+            return
+        wanted, applied = tuple((one.lora, one.scale) for one in added), self.adapters.applied
+        if applied and applied != self._on:
+            raise UsageError(
+                "the model's LoRAs were changed by hand (adapters.set): call model.adapters.clear(), and give them to "
+                "prepare, as loras=[(path, scale)]"
+            )
+        if wanted != applied:
+            try:
+                with probe("loras"):
+                    self.adapters.set(wanted)
+            finally:
+                self._on = self.adapters.applied
+
+    def vocabulary(self, added: Sequence[AddedEmbedding]) -> Vocabulary:
+        """The tokenizer's words, and the triggers of these; raises UsageError, WeightsError where one does not fit."""
+        config = self.text_encoder.config
+        limits = int(config.hidden_size), int(config.max_position_embeddings)
+        return add_words(self.tokenizer, [one.embedding for one in added], *limits)
+
     def hashes(self) -> dict[str, str]:
         """SHA-256 of the files that the parts were loaded from, ControlNets not included, by path."""
         return weights.hashes(self.source, *PARTS)
@@ -107,9 +145,15 @@ class Parts:
             return None
         return self._loaded[_key(control.kind, control.net)][1]
 
-    def check_memory(self, size: Size, batch: int, *, guided: bool) -> None:
-        """Raise SizeError where `batch` pictures of this size cannot fit into the memory that is free now."""
+    def check_memory(self, size: Size, batch: int, *, guided: bool, added: Sequence[AddedLora] = ()) -> None:
+        """Raise SizeError where `batch` pictures of this size cannot fit into the memory that is free now.
+
+        On a CPU the copies of the weights that LoRAs change count too. Raises WeightsError for one that does not fit.
+        """
         options: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
+        if added:
+            copies = self.adapters.more_bytes([(one.lora, one.scale) for one in added])
+            options["beside"] = copies if self.device.type == "cpu" else 0
         weights.check_memory(self.unet.config, self.vae.config, size, batch=batch, guided=guided, **options)
 
 

@@ -6,23 +6,23 @@ features. The cast to the networks' dtype and the cast back are here and nowhere
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from rawdiff.conditions import Conditions, Context
-from rawdiff.errors import UsageError
 from rawdiff.nets import blocks, controlnet, unet
 from rawdiff.nets.controlnet import Residuals
 from rawdiff.nets.exact import EVERYTHING, Exact
+from rawdiff.nets.exact import check as check_exact
 from rawdiff.nets.memory import telling_out_of_memory
 from rawdiff.nets.tables import Bound
 from rawdiff.plan import Plan, Row
 from rawdiff.probes import NO_PROBE, ProbeLike
 
-__all__ = ["EVERYTHING", "Exact", "Predict", "Prediction", "guide", "prepare"]
+__all__ = ["EVERYTHING", "Exact", "Hold", "Predict", "Prediction", "guide", "prepare"]
 
 
 class Prediction(NamedTuple):
@@ -51,6 +51,10 @@ class Predict(Protocol):
         ...
 
 
+Hold = Callable[[ProbeLike], None]
+"""Has the networks' weights be what a run was prepared with, whatever other runs did since."""
+
+
 class _Control(NamedTuple):
     name: str
     network: Bound
@@ -60,15 +64,18 @@ class _Control(NamedTuple):
 
 
 class _Networks:
-    def __init__(self, network: Bound, exact: Exact) -> None:
+    def __init__(self, network: Bound, exact: Exact, hold: Hold | None) -> None:
         self.network = network
         self.exact = exact
+        self.hold = hold
         self.dtype = network.net.conv_in.weight.dtype
         self.out_dtype = torch.promote_types(self.dtype, torch.float32)
         self.controls: list[_Control | None] = []
 
     @torch.no_grad()
     def __call__(self, x: Tensor, row: Row, probe: ProbeLike = NO_PROBE) -> Prediction:
+        if self.hold is not None:
+            self.hold(probe)
         half = x.to(self.dtype)
         full = torch.cat([half, half]) if row.guided and not self.exact.prefix else half
         found = tuple(self._control(k, half, full, row, probe) for k in range(len(self.controls)))
@@ -141,22 +148,25 @@ def prepare(
     names: Sequence[str] = (),
     guess: bool = False,
     exact: Exact = EVERYTHING,
+    hold: Hold | None = None,
     probe: ProbeLike = NO_PROBE,
 ) -> Predict:
     """Bind the networks to a run: `net` is the UNet, `nets` the ControlNets in the plan's order.
 
     With `guess` the ControlNets see the cond half alone and their residuals fade towards the top; a net that
     pools its residuals sees the cond half alone always, without a word about the other nets. `exact` says
-    what is computed once instead of at each step; what is, is as old as this call: prepare again when weights
-    have changed. `names` are for the probes. Raises WeightsError for a network that is not run faithfully.
+    what is computed once instead of at each step; what is, is as old as this call. `hold` is called now and before
+    each evaluation, and has the weights be the same to the bit; where it is None nobody may change them before the
+    run ends. `names` are for the probes. Raises WeightsError for a network that is not run faithfully.
     """
-    if not isinstance(exact, Exact):
-        raise UsageError(f"exact {exact!r}: expected an Exact, such as Exact(kv=False)")
+    check_exact(exact)
     unet.check(net)
+    if hold is not None:
+        hold(probe)
     dtype, device = net.conv_in.weight.dtype, net.conv_in.weight.device
     texts = [_on(context, device, dtype) for context in conditions.contexts]
     times = {row.t: row.t_device() for row in plan.rows}
-    networks = _Networks(Bound(net, texts, times, exact), exact)
+    networks = _Networks(Bound(net, texts, times, exact), exact, hold)
     for k, (module, hint) in enumerate(zip(nets, conditions.hints, strict=True)):
         if not plan.active(k):
             networks.controls.append(None)

@@ -23,12 +23,13 @@ from rawdiff.conditions import Conditions, Context
 from rawdiff.errors import InputError, UsageError, WeightsError
 from rawdiff.images import write_file
 from rawdiff.plan import Plan
+from rawdiff.recipe import compare
 from rawdiff.state import RunState
 from rawdiff.weights.tensorfile import SafetensorsFile, open_tensors
 
 __all__ = ["Saved", "check_same", "digest", "load", "save"]
 
-FORMAT = 2
+FORMAT = 3
 KEY = "rawdiff_run"
 
 
@@ -174,19 +175,15 @@ def check_same(path: str | Path, found: Mapping[str, Any], expected: Mapping[str
 
     The model's name may differ: what it is, its weights' hashes say.
     """
-    expected = json.loads(json.dumps(dict(expected)))
-    keys = sorted({*found, *expected} - {"model"})
-    different = [key for key in keys if found.get(key) != expected.get(key)]
-    if different:
-        values = _difference(different[0], found.get(different[0]), expected.get(different[0]))
-        raise InputError(f"{path}: the saved run differs in {' and '.join(different)}: {values}")
-
-
-def _difference(name: str, found: Any, expected: Any) -> str:
-    if isinstance(found, dict) and isinstance(expected, dict):
-        key = min(key for key in {*found, *expected} if found.get(key) != expected.get(key))
-        return _difference(f"{name} {key}", found.get(key), expected.get(key))
-    return f"{name} is {str(found)[:80]} in the file and {str(expected)[:80]} now"
+    now = json.loads(json.dumps(dict(expected)))
+    different = {
+        key: list(compare(found.get(key), now.get(key), key)) for key in sorted({*found, *now} - {"model"})
+    }
+    keys = [key for key, places in different.items() if places]
+    if keys:
+        name, held, wanted = different[keys[0]][0]
+        values = f"{name} is {str(held)[:80]} in the file and {str(wanted)[:80]} now"
+        raise InputError(f"{path}: the saved run differs in {' and '.join(keys)}: {values}")
 
 
 def digest(text: str, tensors: Mapping[str, Tensor]) -> str:

@@ -253,7 +253,7 @@ def test_new_weights_and_a_new_run() -> None:
 
 
 def test_the_front_door(tmp_path: Path) -> None:
-    """`Model.prepare` and `resume` pass it on; a run resumed with the same goes on to the bit."""
+    """`Model.prepare` passes it on, and the account has it: a resumed run goes on with the same, to the bit."""
     model = load(small_folder(tmp_path / "model", nets=()))
     ends: dict[str, Tensor] = {}
     for way, exact in (("everything", EVERYTHING), ("nothing", NOTHING)):
@@ -263,7 +263,7 @@ def test_the_front_door(tmp_path: Path) -> None:
         with calls(a.to_k for a in cross_attentions(model.unet)) as seen:
             list(run)
         assert bool(seen) == (exact == NOTHING)
-        again = model.resume(path, exact=exact, say=silent)
+        again = model.resume(path, say=silent)
         list(again)
         assert torch.equal(again.latents, run.latents)
         ends[way] = run.latents

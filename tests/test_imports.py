@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).parents[1] / "rawdiff"
 ORDER = [
     "version", "errors", "limits", "say", "strict_json", "geometry", "probes", "noise", "sampler",
     "conditions", "plan", "state", "nets", "graphs",
-    "predict", "step", "loop", "weights", "images", "controls", "prompts", "arguments", "decode", "saved", "recipe",
-    "run", "parts", "model", "jobs", "study", "cli", "__main__",
+    "predict", "step", "loop", "weights", "images", "controls", "vocabulary", "prompts", "arguments", "extras",
+    "decode", "recipe", "saved", "run", "parts", "model", "jobs", "study", "cli", "__main__",
 ]  # fmt: skip
 """A module imports from those before it. `rawdiff/__init__.py` is beside the order: it looks names up lazily."""
 

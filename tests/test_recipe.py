@@ -71,6 +71,18 @@ MADE: dict[str, Any] = {
     "pixels": DIGEST,
 }
 
+WHOLE: dict[str, Any] = {
+    **PICTURE,
+    "loras": [
+        {"sha256": DIGEST, "config": None, "scale": 0.8},
+        {"sha256": DIGEST[::-1], "config": DIGEST, "scale": -1.0},
+    ],
+    "embeddings": [{"sha256": DIGEST, "trigger": "<zorb>"}],
+    "repeats": ["kv"],
+}
+"""With all that a picture has only where it was asked for."""
+WHOLE_MADE = {**MADE, "loras": ["paper", "my loras/a, b.safetensors"], "embeddings": ["words/zorb.pt"]}
+
 
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """The ways to every value that holds no other."""
@@ -134,13 +146,13 @@ def test_the_id_is_golden() -> None:
     assert recipe.job_id(PICTURE) == "20b798ebe7f81434e4118022f3ed951c7f08134fb629755eb34fef94a7d09a55"
 
 
-@pytest.mark.parametrize("way", leaves(PICTURE), ids=lambda way: ".".join(map(str, way)))
+@pytest.mark.parametrize("way", leaves(WHOLE), ids=lambda way: ".".join(map(str, way)))
 def test_everything_that_decides_changes_the_id(way: tuple[Any, ...]) -> None:
-    value: Any = PICTURE
+    value: Any = WHOLE
     for key in way:
         value = value[key]
-    assert recipe.job_id(changed(PICTURE, way, other(value))) != recipe.job_id(PICTURE)
-    [name] = recipe.differences(PICTURE, changed(PICTURE, way, other(value)))
+    assert recipe.job_id(changed(WHOLE, way, other(value))) != recipe.job_id(WHOLE)
+    [name] = recipe.differences(WHOLE, changed(WHOLE, way, other(value)))
     assert name.replace("[", ".").replace("]", "").split(".")[0] == way[0]
 
 
@@ -158,7 +170,7 @@ def test_a_recipe_is_read_back_from_a_picture_whatever_its_pixels(tmp_path: Path
 
 @pytest.mark.parametrize("part", ["picture", "made"])
 def test_a_recipe_with_a_value_of_another_type_is_refused_by_name(part: str) -> None:
-    built = recipe.build(PICTURE, MADE)
+    built = recipe.build(WHOLE, WHOLE_MADE)
     for way in leaves(built[part]):
         if part == "picture" and way[:2] == ("sampler", "config"):
             continue  # plain values of any type
@@ -181,20 +193,25 @@ def test_a_recipe_with_a_value_of_another_type_is_refused_by_name(part: str) -> 
         (lambda r: r["picture"].pop("seed"), "picture has no 'seed'"),
         (lambda r: r["made"].update(inputs=[]), "0 inputs for 1 maps"),
         (lambda r: r.update(made=None), "made is a NoneType"),
+        (lambda r: r["picture"].update(loras=[]), r"picture.loras is '\[\]'"),
+        (lambda r: r["picture"]["loras"].pop(), "2 names of loras for 1 of them"),
+        (lambda r: r["made"].pop("embeddings"), "0 names of embeddings for 1 of them"),
+        (lambda r: r["picture"]["loras"][0].pop("config"), r"picture.loras\[0\] has no 'config'"),
+        (lambda r: r["picture"]["embeddings"].append(5), "picture.embeddings is "),
     ],
 )
 def test_a_recipe_that_was_meddled_with_is_refused(change: Any, words: str) -> None:
-    built = recipe.build(copy.deepcopy(PICTURE), copy.deepcopy(MADE))
+    built = recipe.build(copy.deepcopy(WHOLE), copy.deepcopy(WHOLE_MADE))
     change(built)
     with pytest.raises(InputError, match=words) as caught:
         recipe.check(built, "a.png")
     assert "\n" not in str(caught.value)
 
 
-@given(way=st.sampled_from(leaves(recipe.build(PICTURE, MADE))), value=JSON)
+@given(way=st.sampled_from(leaves(recipe.build(WHOLE, WHOLE_MADE))), value=JSON)
 @settings(max_examples=200, deadline=None)
 def test_a_hostile_recipe_is_refused_or_is_one(way: tuple[Any, ...], value: Any) -> None:
-    bad = changed(recipe.build(PICTURE, MADE), way, value)
+    bad = changed(recipe.build(WHOLE, WHOLE_MADE), way, value)
     if way[0] == "picture":
         bad["id"] = recipe.job_id(bad["picture"])
     with contextlib.suppress(InputError):
@@ -229,6 +246,13 @@ def test_parameters_give_the_prompt_back(prompt: str) -> None:
     found = recipe.parse_parameters(recipe.write_parameters(built))
     assert found.get("Prompt", "") == prompt
     assert found["Seed"] == "7"
+
+
+def test_loras_stand_in_the_prompt_as_other_programs_type_them() -> None:
+    found = recipe.parse_parameters(recipe.write_parameters(recipe.build(WHOLE, WHOLE_MADE)))
+    assert found["Prompt"] == "a red cube on grass <lora:paper:0.8> <lora:a_b:-1>"
+    assert found["TI hashes"] == f"<zorb>: {DIGEST[:12]}"
+    assert (found["Negative prompt"], found["Seed"]) == ("blurry", "7")
 
 
 def test_parameters_of_another_program() -> None:

@@ -173,6 +173,8 @@ def gen(
     ] = None,
     model: options.ModelName = None,
     net: options.Nets = None,
+    lora: options.Loras = None,
+    embedding: options.Embeddings = None,
     revision: options.Revision = None,
     offline: options.Offline = False,
     out: Annotated[
@@ -246,7 +248,7 @@ def gen(
     }
     words |= {"depth_range": depth_range, "depth_invert": depth_invert, "sampler": sampler, "steps": steps}
     words |= {"timesteps": timesteps, "sigmas": sigmas, "guidance": guidance, "rescale": rescale}
-    words |= {"clip_skip": clip_skip, "guess": guess, "eta": eta}
+    words |= {"clip_skip": clip_skip, "guess": guess, "eta": eta, "lora": lora, "embedding": embedding}
     request = request_from_words(words)
     request = complete(request, console) if remake is None or prompt == "-" else request
     if remake is None:

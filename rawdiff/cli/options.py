@@ -12,7 +12,9 @@ __all__ = [
     "Debug",
     "Device",
     "Dtype",
+    "Embeddings",
     "Json",
+    "Loras",
     "ModelName",
     "Nets",
     "Offline",
@@ -54,6 +56,26 @@ Nets = Annotated[
         "--net",
         metavar="KIND=SOURCE",
         help="The ControlNet for a kind of map, where the model's own is not wanted. Repeatable.",
+        rich_help_panel=MODEL,
+    ),
+]
+Loras = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="PATH",
+        help="A LoRA's file, or the name of one that the model brings; PATH@0.8 gives its scale. Repeatable; none "
+        "drops those of --from.",
+        rich_help_panel=MODEL,
+    ),
+]
+Embeddings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--embedding",
+        metavar="PATH",
+        help="A textual-inversion embedding, or its name; PATH=WORD gives its trigger. Repeatable; none drops "
+        "those of --from.",
         rich_help_panel=MODEL,
     ),
 ]

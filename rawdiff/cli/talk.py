@@ -56,5 +56,9 @@ def print_plan(job: Job, json_lines: bool) -> None:
         print(
             f"{control.kind} from {control.source.name}, weight {control.weight:g}, {control.start:g}-{control.end:g}"
         )
+    for lora in job.options["loras"]:
+        print(f"lora {lora.name}, scale {lora.scale:g}")
+    for one in job.options["embeddings"]:
+        print(f"embedding {one.name} for {one.embedding.trigger}, {len(one.embedding.vectors)} vectors")
     for seed, name in zip(job.seeds, job.ids(), strict=True):
         print(f"seed {seed}: {name}")

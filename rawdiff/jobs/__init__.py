@@ -1,6 +1,7 @@
 """From what somebody asks for to files: everything between the command line and the model.
 
     request.py    what is asked for, checked by its words and numbers alone; one laid over another
+    extras.py     LoRAs and embeddings in it; added.py: opened
     words.py      one from the words of the command line
     manifest.py   many of them in a file of JSON lines
     remake.py     one from the recipe in a picture
@@ -14,5 +15,5 @@
     generate.py   what `rawdiff gen` does
     batch.py      what `rawdiff batch` does
 
-request.py and words.py import nothing heavy, and so nothing is imported here.
+request.py, extras.py and words.py import nothing heavy, and so nothing is imported here.
 """

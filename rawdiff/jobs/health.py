@@ -117,6 +117,12 @@ def _model(name: str, model: str | None) -> Iterator[Finding]:
             if isinstance(net, weights.Source):
                 weights.load_controlnet(net, device="cpu")
                 digests |= weights.hashes(net, "controlnet")
+        for file in defaults.loras.values():
+            lora = weights.read_lora(source.path(file))
+            weights.planned_layers(source).match(lora)
+            digests[file] = lora.sha256
+        for file in defaults.embeddings.values():
+            digests[file] = weights.read_embedding(source.path(file)).sha256
     except RawdiffError as error:
         yield Finding(name, "fault", str(error), error)
         return

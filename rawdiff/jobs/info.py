@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rawdiff import images, recipe
-from rawdiff.errors import InputError
+from rawdiff.errors import InputError, WeightsError
 from rawdiff.geometry import format_size
+from rawdiff.limits import is_name
+from rawdiff.weights import digests
 
 __all__ = ["inspect", "lines"]
 
@@ -17,7 +19,8 @@ def inspect(path: str | Path) -> dict[str, Any]:
     """The recipe of a PNG, or the `parameters` of another program's, as plain values; InputError for neither.
 
     `recipe` or `parameters` is None; `pixels` is "whole", "changed" or what is wrong with them; `inputs` tells of
-    each map whether it is "the same", "changed" or "not there", seen from here or beside the picture.
+    each map whether it is "the same", "changed" or "not there", seen from here or beside the picture; so do `loras` and
+    `embeddings`, where the model's own are "the model's own".
     """
     path = Path(path)
     texts = images.read_text(path)
@@ -28,6 +31,11 @@ def inspect(path: str | Path) -> dict[str, Any]:
             {"path": name, "sha256": control["sha256"], "now": _input(name, control["sha256"], path.parent)}
             for name, control in zip(read["made"]["inputs"], read["picture"]["controls"], strict=True)
         ]
+        for what in ("loras", "embeddings"):
+            found[what] = [
+                {"path": name, **entry, "now": _file(name, entry["sha256"], path.parent)}
+                for name, entry in zip(read["made"].get(what, ()), read["picture"].get(what, ()), strict=True)
+            ]
     else:
         found["parameters"] = recipe.parse_parameters(texts["parameters"])
     found["pixels"] = _pixels(path, found["recipe"])
@@ -41,7 +49,7 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
         pairs += found["parameters"].items()
         pairs.append(("made by", "another program: no recipe to make it again from"))
     else:
-        pairs += _recipe_pairs(found["recipe"], found["inputs"])
+        pairs += _recipe_pairs(found)
     width = max(len(name) for name, _ in pairs)
     yield found["path"]
     for name, value in pairs:
@@ -49,7 +57,8 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
             yield f"  {name if k == 0 else '':<{width}}  {line}"
 
 
-def _recipe_pairs(read: Mapping[str, Any], inputs: list[dict[str, str]]) -> Iterator[tuple[str, Any]]:
+def _recipe_pairs(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    read = found["recipe"]
     picture, made = read["picture"], read["made"]
     sampler, size = picture["sampler"], picture["size"]
     yield "id", read["id"]
@@ -68,10 +77,16 @@ def _recipe_pairs(read: Mapping[str, Any], inputs: list[dict[str, str]]) -> Iter
             yield name.replace("_", " "), picture[name]
     if sampler["eta"]:
         yield "eta", sampler["eta"]
-    for control, given in zip(picture["controls"], inputs, strict=True):
+    for control, given in zip(picture["controls"], found["inputs"], strict=True):
         made_of = ", made from it" if control["derive"] else ""
         window = f"weight {control['weight']:g}, {control['start']:g}-{control['end']:g}{made_of}"
         yield control["kind"], f"{given['path']} ({given['now']}), {window}"
+    for one in found["loras"]:
+        yield "lora", f"{one['path']} ({one['now']}), scale {one['scale']:g}"
+    for one in found["embeddings"]:
+        yield "embedding", f"{one['path']} ({one['now']}), for {one['trigger']}"
+    if "repeats" in picture:
+        yield "repeats", ", ".join(picture["repeats"])
     model = made["model"]
     yield "model", model["name"] + (f" at {model['revision']}" if model["revision"] else "")
     versions = ", ".join(f"{name} {made[name]}" for name in ("rawdiff", "torch", "diffusers", "transformers"))
@@ -89,11 +104,19 @@ def _pixels(path: Path, read: Mapping[str, Any] | None) -> str:
 
 
 def _input(name: str, sha256: str, beside: Path) -> str:
+    return _now(name, sha256, beside, lambda place: images.open_source(place).sha256)
+
+
+def _file(name: str, sha256: str, beside: Path) -> str:
+    return "the model's own" if is_name(name) else _now(name, sha256, beside, digests.sha256)
+
+
+def _now(name: str, sha256: str, beside: Path, digest: Callable[[Path], str]) -> str:
     places = [place for place in (Path(name), beside / name, beside / Path(name).name) if place.is_file()]
     for place in places:
         try:
-            if images.open_source(place).sha256 == sha256:
+            if digest(place) == sha256:
                 return "the same"
-        except InputError:
+        except (InputError, WeightsError):
             continue
     return "changed" if places else "not there"

@@ -60,7 +60,8 @@ class Job:
         steps = self.picture["sampler"]["steps"]
         steps = f"{steps} steps" if steps is not None else f"{len(self.sampler.rows)} evaluations"
         guidance = f"guidance {self.picture['guidance']:g}"
-        return f"{format_size(self.size)}, {steps} of {self.sampler.name}, {guidance}, {seeds}"
+        loras = "".join(f"lora {one.name} {one.scale:g}, " for one in self.options["loras"])
+        return f"{format_size(self.size)}, {steps} of {self.sampler.name}, {guidance}, {loras}{seeds}"
 
 
 @dataclass(frozen=True, eq=False)

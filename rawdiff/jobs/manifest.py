@@ -48,6 +48,8 @@ KEYS: dict[str, str] = {
     "canny": TEXT,
     "control": TEXTS,
     "derive": TEXTS,
+    "lora": TEXTS,
+    "embedding": TEXTS,
     "fit": TEXT,
     "depth_range": TEXT,
     "depth_invert": FLAG,
@@ -168,7 +170,7 @@ def _fits(value: Any, form: str) -> bool:
 
 def _item(words: dict[str, Any], line: int, where: str, folder: Path) -> Item:
     out = words.pop("out", None)
-    for key in ("control", "derive"):
+    for key in ("control", "derive", "lora", "embedding"):
         if isinstance(words.get(key), str):
             words[key] = [words[key]]
     for key in ("timesteps", "sigmas"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,10 @@ from typing import Any
 from rawdiff import recipe
 from rawdiff.errors import InputError, UsageError, WeightsError
 from rawdiff.images import HINTS_VERSION
+from rawdiff.jobs.extras import EmbeddingRequest, LoraRequest
 from rawdiff.jobs.place import Place
 from rawdiff.jobs.request import ControlRequest, Request
+from rawdiff.nets import exact
 from rawdiff.noise import NOISE_VERSION
 
 __all__ = ["Remake", "check_same", "find_source", "open_remake"]
@@ -74,7 +76,11 @@ def open_remake(path: str | Path) -> Remake:
             fit=next((c["fit"] for c in controls), None),
             depth_range=(span[0], span[1]) if isinstance(span, list) else span,
             depth_invert=first.get("depth_invert"),
+            loras=tuple(_named(LoraRequest, found, "loras")),
+            embeddings=tuple(_named(EmbeddingRequest, found, "embeddings")),
+            repeats=tuple(picture.get("repeats", ())),
         ).check()
+        exact.without(request.repeats)
     except UsageError as error:
         raise InputError(f"{path}: its recipe cannot be used: {error}") from None
     model = made["model"]
@@ -103,6 +109,12 @@ def find_source(remake: Remake, source: Mapping[str, Any], what: str, option: st
 def _control(entry: Mapping[str, Any], path: str) -> ControlRequest:
     window = (float(entry["weight"]), float(entry["start"]), float(entry["end"]))
     return ControlRequest(entry["kind"], path, *window, derive=entry["derive"], sha256=entry["sha256"])
+
+
+def _named(kind: Callable[..., Any], found: Mapping[str, Any], what: str) -> Iterator[Any]:
+    """The LoRAs or embeddings of a recipe as requests."""
+    names, entries = found["made"].get(what, ()), found["picture"].get(what, ())
+    return (kind(name, **entry) for name, entry in zip(names, entries, strict=True))
 
 
 def check_same(remake: Remake, picture: Mapping[str, Any], over: Request, place: Place) -> list[str]:
@@ -152,13 +164,15 @@ _CHANGES: dict[str, list[str]] = {
     "fit": [r"controls\[\d+\]\.fit"],
     "depth_range": [r"controls\[\d+\]\.depth_range.*"],
     "depth_invert": [r"controls\[\d+\]\.depth_invert"],
+    "loras": [r"loras.*"],
+    "embeddings": [r"embeddings.*"],
 }
 """What of a picture each word of a request may change."""
 
 
 def _asked(over: Request, place: Place, other_model: bool) -> list[str]:
     said = [name for name in _CHANGES if getattr(over, name) not in (None, ())]
-    said += ["controls"] if over.controls == () else []
+    said += [name for name in ("controls", "loras", "embeddings") if getattr(over, name) == ()]
     patterns = [pattern for name in said for pattern in _CHANGES[name]]
     if over.controls is not None:  # the last map takes with it what is said of maps
         patterns.append("guess")

@@ -14,6 +14,7 @@ from typing import Any
 
 from rawdiff.errors import UsageError
 from rawdiff.geometry import Size, check_size
+from rawdiff.jobs.extras import EmbeddingRequest, LoraRequest
 from rawdiff.limits import FITS, MAX_SEED, check_text
 
 __all__ = ["ControlRequest", "Request"]
@@ -85,15 +86,19 @@ class Request:
     fit: str | None = None
     depth_range: str | tuple[float, float] | None = None
     depth_invert: bool | None = None
+    loras: tuple[LoraRequest, ...] | None = None
+    embeddings: tuple[EmbeddingRequest, ...] | None = None
+    repeats: tuple[str, ...] = ()
+    """Work done at every step, which is else done once; only a recipe asks for it."""
 
     def merged(self, over: Request) -> Request:
         """This request with everything that `over` says said instead.
 
         A control of `over` takes the place of all of its kind here (and keeps the weight and window of a single
         one, where it says none), and what was made from a depth map that is replaced is made from the new one; an
-        empty tuple drops every one. A schedule (steps, timesteps or sigmas) takes the place of the schedule. How
-        maps are read and used is forgotten with the last map. Raises UsageError where it cannot be told which of
-        several new depth maps something is to be made from.
+        empty tuple drops every one. LoRAs and embeddings of `over` take the place of all here, a schedule (steps,
+        timesteps or sigmas) that of the schedule. How maps are read and used is forgotten with the last map. Raises
+        UsageError where it cannot be told which of several new depth maps something is to be made from.
         """
         said: dict[str, Any] = {
             field.name: getattr(over, field.name)
@@ -106,6 +111,7 @@ class Request:
         if over.controls:
             said["controls"] = self._substituted(over.controls)
         said["derive"] = tuple(dict.fromkeys((*self.derive, *over.derive)))
+        said["repeats"] = self.repeats
         merged = replace(self, **said)
         forgotten = set(merged._without_effect()) - set(self._without_effect())
         return replace(merged, **{name: getattr(over, name) for name in forgotten})
@@ -202,8 +208,9 @@ class Request:
         schedule = [name for name in ("steps", "timesteps", "sigmas") if getattr(self, name) is not None]
         if len(schedule) > 1:
             raise UsageError(f"{' and '.join(schedule)} were given: the schedule is set by one of them")
-        for control in self.resolved():
-            control.check()
+        parts: list[Any] = [*self.resolved(), *(self.loras or ()), *(self.embeddings or ())]
+        for part in parts:
+            part.check()
         for name in self._without_effect():
             kind = "depth map" if name.startswith("depth") else "map"
             raise UsageError(

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rawdiff.errors import UsageError
 from rawdiff.geometry import parse_size
+from rawdiff.jobs.extras import EmbeddingRequest, LoraRequest
 from rawdiff.jobs.request import ControlRequest, Request
+from rawdiff.limits import is_name
 
-__all__ = ["parse_control", "parse_numbers", "request_from_words"]
+__all__ = ["parse_control", "parse_embedding", "parse_lora", "parse_numbers", "request_from_words"]
 
 SUGAR = ("depth", "normal", "canny")
 """Kinds of control with an option of their own."""
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|nan|[+-]?inf"
 _SUFFIX = re.compile(rf"(?P<path>.+)@(?P<weight>{_NUMBER})(?:,(?P<start>{_NUMBER})-(?P<end>{_NUMBER}))?")
+_SCALED = re.compile(rf"(?P<path>.+)@(?P<scale>{_NUMBER})")
 
 
 def _exists(path: str) -> bool:
@@ -49,6 +52,27 @@ def parse_control(text: str, exists: Callable[[str], bool] = _exists) -> Control
     return ControlRequest(kind, match["path"], float(match["weight"]), *window)
 
 
+def parse_lora(text: str, exists: Callable[[str], bool] = _exists) -> LoraRequest:
+    """`PATH[@scale]` (or a name for PATH) as a LoraRequest; an `@` belongs to the path where a file is called so."""
+    match = _SCALED.fullmatch(text)
+    if exists(text) or match is None:
+        path, at, suffix = text.rpartition("@")
+        if at and not exists(text) and (exists(path) or (is_name(path) and is_name(suffix))):
+            raise UsageError(f"lora {text!r}: {suffix!r} is no scale, such as 0.8")
+        return LoraRequest(text)
+    return LoraRequest(match["path"], float(match["scale"]))
+
+
+def parse_embedding(text: str, exists: Callable[[str], bool] = _exists) -> EmbeddingRequest:
+    """`PATH[=TRIGGER]` (or a name for PATH) as an EmbeddingRequest; an `=` may belong to the path likewise."""
+    path, equals, trigger = text.rpartition("=")
+    if not equals or exists(text):
+        return EmbeddingRequest(text)
+    if not path or not trigger:
+        raise UsageError(f"embedding {text!r}: expected PATH[=TRIGGER], such as style.pt=zebra-stripes")
+    return EmbeddingRequest(path, trigger)
+
+
 def parse_numbers(what: str, text: str, *, whole: bool = False) -> tuple[float, ...]:
     """`"999,749,499"` as numbers (int with `whole`); raises UsageError. Their order is the sampler's business."""
     try:
@@ -71,8 +95,8 @@ def request_from_words(
     """The request in the words of the command line: `{"prompt": ..., "depth": PATH, "size": "768x512", ...}`.
 
     `depth`, `normal`, `canny` and `control` (several texts, or "none" for none) become its controls, each path
-    sent through `place` (`exists` is asked before that); texts for size, timesteps and sigmas are parsed. None was
-    not said. Raises UsageError.
+    sent through `place` (`exists` is asked before that), and so with `lora` and `embedding`; texts for
+    size, timesteps and sigmas are parsed. None was not said. Raises UsageError.
     """
     said = {key: value for key, value in words.items() if value is not None}
     controls = [ControlRequest(kind, said.pop(kind)) for kind in SUGAR if kind in said]
@@ -84,8 +108,31 @@ def request_from_words(
         said["controls"] = tuple(replace(control, path=place(control.path)) for control in controls)
     if isinstance(said.get("size"), str):
         said["size"] = parse_size(said["size"])
+    for name, several, parse in (("lora", "loras", parse_lora), ("embedding", "embeddings", parse_embedding)):
+        if name in said:
+            said[several] = _added(name, said.pop(name), parse, place, exists)
     for name in ("timesteps", "sigmas"):
         if isinstance(said.get(name), str):
             said[name] = parse_numbers(name, said[name], whole=name == "timesteps")
     said["derive"] = tuple(said.get("derive", ()))
     return Request(**said)
+
+
+def _added(
+    what: str,
+    texts: Sequence[str],
+    parse: Callable[[str, Callable[[str], bool]], Any],
+    place: Callable[[str], str],
+    exists: Callable[[str], bool],
+) -> tuple[Any, ...]:
+    if "none" in texts:
+        if len(texts) > 1:
+            raise UsageError(f"{what} none: drops every one, so it goes with no other")
+        return ()
+    found = [parse(text, exists) for text in texts]
+    return tuple(one if is_name(one.name) else replace(one, name=_path(place(one.name))) for one in found)
+
+
+def _path(text: str) -> str:
+    """A path that is not taken for a name."""
+    return f"./{text}" if is_name(text) else text

@@ -23,18 +23,22 @@ from rawdiff import recipe, weights
 from rawdiff.arguments import build_sampler
 from rawdiff.controls import Control, choose_size, make_hints
 from rawdiff.errors import RawdiffError, ResourceError, UsageError
+from rawdiff.extras import AddedEmbedding, AddedLora, Extras
 from rawdiff.geometry import Size, format_size
+from rawdiff.jobs.added import open_embeddings, open_loras
 from rawdiff.jobs.job import Drawn, Job, Watcher, fitting_of, open_map
 from rawdiff.jobs.prepared import Prepared
 from rawdiff.jobs.recorded import recorded_scheduler
 from rawdiff.jobs.request import Request
 from rawdiff.model import Model, load
+from rawdiff.nets.exact import without
 from rawdiff.nets.memory import is_out_of_memory
 from rawdiff.noise import check_seeds, random_seed
 from rawdiff.parts import PARTS
 from rawdiff.probes import NO_PROBE, ProbeLike
 from rawdiff.sampler import Sampler
 from rawdiff.say import Say, say_nothing, say_on_stderr
+from rawdiff.vocabulary import add_words
 
 __all__ = ["MODEL_VARIABLE", "DeviceFailedError", "Workshop", "named_model"]
 
@@ -76,6 +80,8 @@ class Workshop:
         self._nets: dict[str, weights.Source] = {}
         self._model: Model | None = None
         self._prepared = Prepared()
+        self._extras = Extras(self.source, self.defaults)
+        self._layers: weights.Layers | None = None
 
     def describe(self) -> str:
         """Which model it is, where it runs, and how to get another, on one line."""
@@ -119,6 +125,10 @@ class Workshop:
             self.net(kind)
         self._check_clip_skip(request.clip_skip or 0)
         with self.probe("plan", host=True):
+            with self.probe("loras and embeddings", host=True):
+                loras = open_loras(request.loras or (), self._extras, beside)
+                embeddings = open_embeddings(request.embeddings or (), self._extras, beside)
+                self._check_fit(loras, embeddings)
             with self.probe("maps", host=True):
                 samples = [open_map(control, beside) for control in asked]
             size = choose_size(request.size, self.defaults.native_size, samples)
@@ -141,6 +151,7 @@ class Workshop:
             "rescale": float(request.rescale or 0.0),
             "clip_skip": request.clip_skip or 0,
             "guess": bool(request.guess),
+            "exact": without(request.repeats),
         }
         account = recipe.of_run(
             recipe.of_model(self.source, digests, self.dtype),
@@ -151,6 +162,8 @@ class Workshop:
             guidance=[guidance],
             sampler=spec,
             controls=[c.describe(h, d, **fitting) for c, h, d in zip(controls, hints, own, strict=True)],
+            loras=[one.describe() for one in loras],
+            embeddings=[one.describe() for one in embeddings],
             **options,
         )
         picture = recipe.of_picture(account, 0)
@@ -160,8 +173,11 @@ class Workshop:
             sampler=request.sampler,
             inputs=[control.path for control in asked],
             nets=[net if c.kind in self._named else None for c, net in zip(asked, nets, strict=True)],
+            loras=[one.name for one in loras],
+            embeddings=[one.name for one in embeddings],
         )
         options |= {"negative": negative, "guidance": guidance, **fitting}
+        options |= {"loras": loras, "embeddings": embeddings}
         return Job(
             request, size, seeds, controls, sampler, options, picture, {**origin, **recipe.tool(self.device)}
         )
@@ -253,6 +269,19 @@ class Workshop:
             raise UsageError(
                 f"clip skip {clip_skip}: this text encoder has {layers} layers, so 0 to {layers - 1}"
             )
+
+    def _check_fit(self, loras: Sequence[AddedLora], embeddings: Sequence[AddedEmbedding]) -> None:
+        """Whether each fits this model, told from its configs and its tokenizer."""
+        if loras and self._layers is None:
+            self._layers = weights.planned_layers(self.source)
+        for one in loras:
+            assert self._layers is not None
+            self._layers.match(one.lora)
+        if embeddings:
+            config = weights.read_config(self.source, "text_encoder")
+            width, positions = config.get("hidden_size", 512), config.get("max_position_embeddings", 77)
+            tokenizer = weights.load_tokenizer(self.source)
+            add_words(tokenizer, [one.embedding for one in embeddings], width, positions)
 
     def _check_memory(self, size: Size, batch: int, *, guided: bool) -> None:
         unet, vae = (weights.read_config(self.source, part) for part in ("unet", "vae"))

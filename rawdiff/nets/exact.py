@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
-__all__ = ["EVERYTHING", "Exact"]
+from rawdiff.errors import UsageError
+
+__all__ = ["EVERYTHING", "Exact", "check", "without"]
 
 
 @dataclass(frozen=True)
@@ -28,3 +31,18 @@ class Exact:
 
 EVERYTHING = Exact()
 """All of it."""
+
+
+def check(exact: object) -> None:
+    """Raise UsageError for what is no Exact."""
+    if not isinstance(exact, Exact):
+        raise UsageError(f"exact {exact!r}: expected an Exact, such as Exact(kv=False)")
+
+
+def without(repeats: Sequence[str]) -> Exact:
+    """Everything but the work of these names, which is then done at every step; UsageError for one that is none."""
+    known = [field.name for field in fields(Exact)]
+    for name in repeats:
+        if name not in known:
+            raise UsageError(f"exact: no work is called {name[:60]!a}; expected some of {', '.join(known)}")
+    return Exact(**dict.fromkeys(repeats, False))

@@ -1,6 +1,7 @@
 """What of a network's work no step changes, computed from its weights once: the table of times, the keys and values.
 
-They are as good as the weights that they were computed from: whoever changes those prepares the run again.
+They are as good as the weights that they were computed from: whoever changes those puts them back before the run goes
+on (`predict.prepare`'s `hold`), or prepares it again.
 """
 
 from __future__ import annotations

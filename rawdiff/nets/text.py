@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from rawdiff.errors import UsageError, WeightsError
 
@@ -26,11 +27,14 @@ def check(encoder: Any) -> None:
         raise WeightsError("text_encoder: config has use_attention_mask=True: not supported yet")
 
 
-def encode(encoder: Any, ids: Tensor, clip_skip: int = 0) -> Tensor:
+def encode(
+    encoder: Any, ids: Tensor, clip_skip: int = 0, *, start: int = 0, vectors: Tensor | None = None
+) -> Tensor:
     """Context [N,T,D] of token numbers `ids` [N,T] (int64), in the encoder's dtype.
 
-    `clip_skip` leaves out that many of the last layers; the final norm is applied all the same, as Stable
-    Diffusion does. Raises UsageError when there are not so many layers.
+    With `vectors` [M,D] numbers from `start` on stand for these, not for rows of the encoder's own table. `clip_skip`
+    leaves out that many of the last layers; the final norm is applied all the same, as Stable Diffusion does.
+    Raises UsageError when there are not so many layers.
     """
     inner = _inner(encoder)
     layers = inner.encoder.layers
@@ -38,7 +42,13 @@ def encode(encoder: Any, ids: Tensor, clip_skip: int = 0) -> Tensor:
         raise UsageError(
             f"clip skip {clip_skip}: this text encoder has {len(layers)} layers, so 0 to {len(layers) - 1}"
         )
-    x: Tensor = inner.embeddings(input_ids=ids)
+    if vectors is None:
+        x: Tensor = inner.embeddings(input_ids=ids)
+    else:
+        own = inner.embeddings.token_embedding.weight
+        rows = functional.embedding(ids.clamp(max=start - 1), own)
+        added = functional.embedding((ids - start).clamp(min=0), vectors.to(own))
+        x = inner.embeddings(inputs_embeds=torch.where((ids < start)[..., None], rows, added))
     mask = causal_mask(ids.shape[1], x)
     for layer in layers[: len(layers) - clip_skip]:
         x = layer(x, mask)

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from rawdiff.recipe.account import of_model, of_picture, of_run, origin, tell, tool
 from rawdiff.recipe.parameters import parse_parameters, write_parameters
-from rawdiff.recipe.schema import FORMAT, build, canonical, check, differences, job_id, read
+from rawdiff.recipe.schema import FORMAT, build, canonical, check, compare, differences, job_id, read
 
 __all__ = [
     "FORMAT",
     "build",
     "canonical",
     "check",
+    "compare",
     "differences",
     "job_id",
     "of_model",

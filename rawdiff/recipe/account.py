@@ -7,6 +7,7 @@ one picture needs. The command line makes the same account from a plan, before a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,9 @@ import torch
 from rawdiff import images
 from rawdiff.errors import UsageError
 from rawdiff.geometry import Size
+from rawdiff.nets.exact import EVERYTHING, Exact
 from rawdiff.noise import NOISE_VERSION
-from rawdiff.recipe.schema import CONTROL, PICTURE, SAMPLER, build
+from rawdiff.recipe.schema import CONTROL, EMBEDDING, LORA, PICTURE, PICTURE_EXTRAS, SAMPLER, build
 from rawdiff.version import __version__
 from rawdiff.weights import Source
 from rawdiff.weights.schedulers import SCHEDULER_CLASSES
@@ -52,11 +54,15 @@ def of_run(
     sampler: Mapping[str, Any],
     controls: Sequence[Mapping[str, Any]],
     latents: str | None = None,
+    loras: Sequence[Mapping[str, Any]] = (),
+    embeddings: Sequence[Mapping[str, Any]] = (),
+    exact: Exact = EVERYTHING,
 ) -> dict[str, Any]:
     """The account of a run, as plain values; prompts, negatives, seeds and guidance are one for each picture.
 
     `model` is from `of_model`, `sampler` from `build_sampler`, each of `controls` from `Control.describe`;
-    `latents` is the SHA-256 of those given in place of the first noise.
+    `latents` is the SHA-256 of those given in place of the first noise, each of `loras` and `embeddings` what it
+    says of itself.
     """
     return {
         **model,
@@ -72,6 +78,9 @@ def of_run(
         "sampler": dict(sampler),
         "latents": latents,
         "controls": [dict(control) for control in controls],
+        "loras": [dict(lora) for lora in loras],
+        "embeddings": [dict(embedding) for embedding in embeddings],
+        "repeats": [name for name, once in asdict(exact).items() if not once],
     }
 
 
@@ -93,19 +102,33 @@ def of_picture(account: Mapping[str, Any], k: int) -> dict[str, Any]:
         "seed": account["seeds"][k],
         "sampler": {name: sampler[name] for name in SAMPLER},
         "controls": [{name: control[name] for name in CONTROL} for control in account["controls"]],
+        "loras": [{name: lora[name] for name in LORA} for lora in account["loras"]],
+        "embeddings": [{name: one[name] for name in EMBEDDING} for one in account["embeddings"]],
     }
-    return {name: values[name] for name in PICTURE}
+    extras = {name: values[name] for name in PICTURE_EXTRAS if values[name]}
+    return {**{name: values[name] for name in PICTURE}, **extras}
 
 
 def origin(
-    source: Source, *, sampler: str | None, inputs: Sequence[str], nets: Sequence[Source | None]
+    source: Source,
+    *,
+    sampler: str | None,
+    inputs: Sequence[str],
+    nets: Sequence[Source | None],
+    loras: Sequence[str] = (),
+    embeddings: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Where it came from, by name: model, sampler (if it was asked for), each map, each net but the model's own."""
+    """Where it came from, by name: model, sampler (if it was asked for), each map, each net but the model's own.
+
+    And each LoRA and embedding, where there are any.
+    """
+    extras = {"loras": list(loras), "embeddings": list(embeddings)}
     return {
         "model": {"name": source.name, "kind": source.kind, "revision": source.revision},
         "sampler": sampler,
         "inputs": list(inputs),
         "nets": [None if net is None else {"name": str(net), "kind": net.kind} for net in nets],
+        **{name: names for name, names in extras.items() if names},
     }
 
 

@@ -1,10 +1,12 @@
 """The `parameters` text that AUTOMATIC1111's web UI and its relatives read, written and parsed.
 
-    a red cube on grass
+    a red cube on grass <lora:paper:0.8>
     Negative prompt: blurry
     Steps: 20, Sampler: DDIM, CFG scale: 4, Seed: 7, Size: 768x512, Model hash: 0123456789, Version: rawdiff 0.1.0
 
-It is for people and other programs; what makes a picture again is the recipe.
+LoRAs stand in the prompt by the names of their files, as that program has them typed there (its "Lora hashes" are of a
+file's tensors alone, which no recipe holds). It is for people and other programs; what makes a picture again is the
+recipe.
 """
 
 from __future__ import annotations
@@ -50,8 +52,13 @@ def write_parameters(recipe: Mapping[str, Any]) -> str:
         said |= {"Weight": control["weight"], "Guidance Start": start, "Guidance End": end}
         said |= {"Control Mode": "Guess" if picture["guess"] else "Balanced", "Hash": control["sha256"][:10]}
         pairs[f"ControlNet {k}"] = ", ".join(f"{key}: {_number(value)}" for key, value in said.items())
+    hashes = [f"{entry['trigger']}: {entry['sha256'][:12]}" for entry in picture.get("embeddings", ())]
+    if hashes:
+        pairs["TI hashes"] = ", ".join(hashes)
     pairs["Version"] = f"rawdiff {made['rawdiff']}"
-    lines = [picture["prompt"]]
+    loras = zip(made.get("loras", ()), picture.get("loras", ()), strict=True)
+    tags = [f"<lora:{_stem(name)}:{_number(float(entry['scale']))}>" for name, entry in loras]
+    lines = [" ".join(filter(None, [picture["prompt"], *tags]))]
     if picture["negative"]:
         lines.append(NEGATIVE + picture["negative"])
     lines.append(", ".join(f"{key}: {_quoted(_number(value))}" for key, value in pairs.items()))
@@ -77,6 +84,12 @@ def _model_hash(weights: Mapping[str, str]) -> str:
     """The first ten digits of the SHA-256 of the UNet's weights."""
     own = [name for name in sorted(weights) if name.startswith("unet/") and not name.endswith(".json")]
     return weights[own[0]][:10] if own else ""
+
+
+def _stem(name: str) -> str:
+    """A file's name without folders and ending, as it can stand between colons."""
+    last = re.split(r"[/\\]", name)[-1]
+    return re.sub(r"[:<>,\s]+", "_", last.rpartition(".")[0] or last)
 
 
 def _number(value: Any) -> str:

@@ -3,12 +3,15 @@
 {"format": 1, "id": SHA-256 of `picture`, "picture": {...}, "made": {...}}
 
 picture   prompt, negative, size [height, width], seed, guidance, rescale, clip_skip, guess, sampler, controls,
-          weights {file: SHA-256}, noise and hints (versions), dtype
+          weights {file: SHA-256}, noise and hints (versions), dtype; and only where there are any:
+  loras       sha256, config (of peft's adapter_config.json, or null), scale
+  embeddings  sha256, trigger
+  repeats     names of the work done at every step, which is else done once (`Exact`): it shows in the last bits
   sampler   class, config, steps, timesteps, sigmas, eta
   controls  kind, sha256 (of the map's bytes), derive, weight, start, end, fit, depth_range, depth_invert, weights
 made      rawdiff, torch, diffusers, transformers; model {name, kind, revision}; sampler (the name asked for);
           inputs [path], nets [{name, kind} or null]: one for each control; device, threads; batch [place, size];
-          pixels (SHA-256 of the finished picture; null in a plan)
+          pixels (SHA-256 of the finished picture; null in a plan); where there are any, loras [name], embeddings [name]
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +27,17 @@ from rawdiff.errors import InputError
 
 __all__ = [
     "CONTROL",
+    "EMBEDDING",
     "FORMAT",
+    "LORA",
     "MADE",
     "PICTURE",
+    "PICTURE_EXTRAS",
     "SAMPLER",
     "build",
     "canonical",
     "check",
+    "compare",
     "differences",
     "job_id",
     "read",
@@ -89,15 +96,24 @@ def check(recipe: Mapping[str, Any], where: str) -> dict[str, Any]:
     if form != FORMAT or isinstance(form, bool):
         raise InputError(f"{where}: recipe of format {form!r}, expected {FORMAT}: made by another rawdiff?")
     picture, made = recipe["picture"], recipe.get("made", {})
-    _fields(picture, PICTURE, where, "picture")
+    _fields(picture, PICTURE, where, "picture", PICTURE_EXTRAS)
     _fields(picture["sampler"], SAMPLER, where, "picture.sampler")
     for k, control in enumerate(picture["controls"]):
         _fields(control, CONTROL, where, f"picture.controls[{k}]")
-    _fields(made, MADE, where, "made")
+    for name, tests in (("loras", LORA), ("embeddings", EMBEDDING)):
+        for k, entry in enumerate(picture.get(name, ())):
+            _fields(entry, tests, where, f"picture.{name}[{k}]")
+    _fields(made, MADE, where, "made", MADE_EXTRAS)
     for name in ("inputs", "nets"):
         if len(made[name]) != len(picture["controls"]):
             raise InputError(
                 f"{where}: its recipe has {len(made[name])} {name} for {len(picture['controls'])} maps"
+            )
+    for name in MADE_EXTRAS:
+        names, entries = made.get(name, ()), picture.get(name, ())
+        if len(names) != len(entries):
+            raise InputError(
+                f"{where}: its recipe has {len(names)} names of {name} for {len(entries)} of them: made.{name}"
             )
     found = job_id(picture)
     if recipe.get("id") != found:
@@ -107,24 +123,25 @@ def check(recipe: Mapping[str, Any], where: str) -> dict[str, Any]:
     return dict(recipe)
 
 
-def differences(left: Any, right: Any, name: str = "") -> list[str]:
-    """Names of the values in which two recipes, or parts of them, differ: `sampler.config.beta_start`."""
+def compare(left: Any, right: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two recipes, accounts, or parts of them differ: `sampler.config.beta_start`, and what each has there."""
     if isinstance(left, Mapping) and isinstance(right, Mapping):
-        found = []
         for key in sorted({*left, *right}):
             inner = f"{name}.{key}" if name else str(key)
-            if key not in left or key not in right:
-                found.append(inner)
+            if key in left and key in right:
+                yield from compare(left[key], right[key], inner)
             else:
-                found += differences(left[key], right[key], inner)
-        return found
-    if isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
-        return [
-            n
-            for k, (a, b) in enumerate(zip(left, right, strict=True))
-            for n in differences(a, b, f"{name}[{k}]")
-        ]
-    return [] if _plain(left) == _plain(right) else [name]
+                yield inner, left.get(key), right.get(key)
+    elif isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
+        for k, (a, b) in enumerate(zip(left, right, strict=True)):
+            yield from compare(a, b, f"{name}[{k}]")
+    elif _plain(left) != _plain(right):
+        yield name, left, right
+
+
+def differences(left: Any, right: Any) -> list[str]:
+    """The names alone of what `compare` finds."""
+    return [name for name, _, _ in compare(left, right)]
 
 
 Test = Callable[[Any], bool]
@@ -186,6 +203,11 @@ def _controls(value: Any) -> bool:
     return isinstance(value, list) and len(value) <= MAX_CONTROLS
 
 
+def _some(test: Test) -> Test:
+    """At least one: where there is none, the key is left out, so that a picture has one id."""
+    return lambda value: _several(test)(value) and 0 < len(value) <= MAX_CONTROLS
+
+
 PICTURE: dict[str, Test] = {
     "prompt": _text,
     "negative": _text,
@@ -202,6 +224,14 @@ PICTURE: dict[str, Test] = {
     "hints": _whole,
     "dtype": _text,
 }
+PICTURE_EXTRAS: dict[str, Test] = {
+    "loras": _some(_mapping),
+    "embeddings": _some(_mapping),
+    "repeats": _some(_text),
+}
+"""What a picture has only where there is any of it."""
+LORA: dict[str, Test] = {"sha256": _digest, "config": _maybe(_digest), "scale": _number}
+EMBEDDING: dict[str, Test] = {"sha256": _digest, "trigger": _text}
 SAMPLER: dict[str, Test] = {
     "class": _text,
     "config": _mapping,
@@ -236,17 +266,21 @@ MADE: dict[str, Test] = {
     "batch": _several(_whole, 2),
     "pixels": _maybe(_digest),
 }
+MADE_EXTRAS: dict[str, Test] = {"loras": _some(_text), "embeddings": _some(_text)}
 
 
-def _fields(found: Any, wanted: Mapping[str, Test], where: str, name: str) -> None:
+def _fields(
+    found: Any, wanted: Mapping[str, Test], where: str, name: str, extras: Mapping[str, Test] | None = None
+) -> None:
     if not isinstance(found, dict):
         raise InputError(
             f"{where}: its recipe is no recipe: {name} is a {type(found).__name__}, expected an object"
         )
-    unknown, missing = sorted(found.keys() - wanted.keys()), sorted(wanted.keys() - found.keys())
+    known = {**wanted, **(extras or {})}
+    unknown, missing = sorted(found.keys() - known.keys()), sorted(wanted.keys() - found.keys())
     if unknown or missing:
         what = f"an unknown {unknown[0][:60]!r}" if unknown else f"no {missing[0]!r}"
         raise InputError(f"{where}: its recipe is no recipe: {name} has {what}")
-    for key, test in wanted.items():
-        if not test(found[key]):
+    for key, test in known.items():
+        if key in found and not test(found[key]):
             raise InputError(f"{where}: its recipe is no recipe: {name}.{key} is {str(found[key])[:60]!r}")

@@ -12,6 +12,7 @@ The story, from the outside in:
     choose      which of a folder's files hold the weights
     tensorfile  a file of tensors; header, sniff: is it what it says
     lora        a LoRA's file; lora_alpha, lora_kinds: what it is; lora_layers: whose; adapters: into the weights
+    embedding   a textual-inversion file
     devices     where to compute, in which precision, in how much memory; digests: SHA-256 of files
 
 diffusers and transformers are imported when a part is loaded, not before.
@@ -22,8 +23,10 @@ from __future__ import annotations
 from rawdiff.weights.adapters import Adapters
 from rawdiff.weights.defaults import Defaults, read_defaults
 from rawdiff.weights.devices import check_memory, choose_device, choose_dtype, free_bytes
+from rawdiff.weights.embedding import Embedding, check_trigger, read_embedding
 from rawdiff.weights.hub import Hub
 from rawdiff.weights.lora import Lora, read_lora
+from rawdiff.weights.lora_layers import Layers
 from rawdiff.weights.parts import (
     hashes,
     load_controlnet,
@@ -32,6 +35,7 @@ from rawdiff.weights.parts import (
     load_unet,
     load_vae,
     part_files,
+    planned_layers,
     read_config,
 )
 from rawdiff.weights.registry import aliases
@@ -42,11 +46,14 @@ __all__ = [
     "EMBEDDED",
     "Adapters",
     "Defaults",
+    "Embedding",
     "Hub",
+    "Layers",
     "Lora",
     "Source",
     "aliases",
     "check_memory",
+    "check_trigger",
     "choose_device",
     "choose_dtype",
     "free_bytes",
@@ -59,7 +66,9 @@ __all__ = [
     "load_vae",
     "open_source",
     "part_files",
+    "planned_layers",
     "read_config",
     "read_defaults",
+    "read_embedding",
     "read_lora",
 ]

@@ -27,8 +27,8 @@ class Adapters:
 
     Every change is computed in fp32 from a copy of the weight as it was (kept on the CPU while a LoRA is on) and
     rounded once, so that neither order nor history of changes shows in a weight, and `clear` restores each to the
-    bit. Tensors stay where they are: whoever holds one sees the change. What was computed from the weights does
-    not: prepare runs again. One Adapters a model.
+    bit. Tensors stay where they are: whoever holds one sees the change; what was computed from the weights does not,
+    and is right again when the same LoRAs are. One Adapters a model.
     """
 
     def __init__(self, unet: Any, text_encoder: Any) -> None:
@@ -62,6 +62,11 @@ class Adapters:
                 ) from error
             raise
         self._changes, self._applied = changes, pairs
+
+    def more_bytes(self, loras: Sequence[tuple[Lora, float]]) -> int:
+        """Bytes of the copies that `set` would keep beyond those that are kept now; raises what `set` does."""
+        layers = self._plan(_checked(loras)).keys() - self._pristine.keys()
+        return sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
 
     def clear(self) -> None:
         """Take all off: every weight is again what it was, to the bit."""

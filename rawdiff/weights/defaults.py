@@ -1,4 +1,4 @@
-"""What a model is meant to be used with: its native size, guidance, and the ControlNets that belong to it."""
+"""What a model is meant to be used with: its native size, guidance, and the ControlNets and LoRAs that belong to it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from rawdiff.errors import SizeError, WeightsError
 from rawdiff.geometry import FACTOR, Size, check_size
+from rawdiff.limits import is_name
 from rawdiff.weights import registry
 from rawdiff.weights.choose import read_json
 from rawdiff.weights.parts import Where, read_config
@@ -18,7 +19,7 @@ from rawdiff.weights.source import Source, open_source
 __all__ = ["Defaults", "read_defaults"]
 
 _FILE = "rawdiff.json"
-_KEYS = {"name", "native_size", "guidance", "sampler", "controls"}
+_KEYS = {"name", "native_size", "guidance", "sampler", "controls", "loras", "embeddings"}
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,10 @@ class Defaults:
     """A sampler's name, or None for the scheduler in the folder."""
     controls: Mapping[str, Source | str] = field(default_factory=dict)
     """Kind of hint to the source of its ControlNet, ready for `load_controlnet`."""
+    loras: Mapping[str, str] = field(default_factory=dict)
+    """Names of the LoRAs that the model brings, each with its file inside the model."""
+    embeddings: Mapping[str, str] = field(default_factory=dict)
+    """The same of its textual-inversion embeddings."""
     family: str | None = None
     """`"sd1"`, `"sd2"`, `"sdxl"`, or None for a model of its own."""
 
@@ -90,5 +95,20 @@ def _from_file(source: Source, family: str | None) -> Defaults:
         guidance=float(guidance),
         sampler=sampler,
         controls={kind: source.child(folder) for kind, folder in folders.items()},
+        loras=_files(source, table, "loras", str(path)),
+        embeddings=_files(source, table, "embeddings", str(path)),
         family=family,
     )
+
+
+def _files(source: Source, table: Mapping[str, Any], key: str, where: str) -> dict[str, str]:
+    found = table.get(key, {})
+    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+        raise WeightsError(f"{where}: {key} must map names to files of this model")
+    for name, file in found.items():
+        if not is_name(name) or name == "none":
+            raise WeightsError(
+                f"{where}: {key}: the name {name[:60]!a}; expected letters, digits, - and _, and not none"
+            )
+        source.child(file)  # raises for a way out of the model
+    return found

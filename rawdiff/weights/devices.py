@@ -81,9 +81,16 @@ def check_memory(
     guided: bool,
     device: torch.device,
     dtype: torch.dtype,
+    beside: int = 0,
 ) -> None:
-    """Raise SizeError where pictures of this size, from these configs, cannot fit into the memory that is free now."""
-    needed, free = least_bytes(unet, vae, size, batch, dtype.itemsize, guided=guided), free_bytes(device)
+    """Raise SizeError where pictures of this size, from these configs, cannot fit into the memory that is free now.
+
+    `beside` are bytes that will be taken there for something else.
+    """
+    needed, free = (
+        least_bytes(unet, vae, size, batch, dtype.itemsize, guided=guided) + beside,
+        free_bytes(device),
+    )
     if free is not None and needed > free:
         several = f" in a batch of {batch}" if batch > 1 else ""
         raise TooLarge(

@@ -20,6 +20,7 @@ from rawdiff.weights.build import PARTS, Part, build_empty, check_class
 from rawdiff.weights.choose import choose_weights, read_json, read_shard_names
 from rawdiff.weights.devices import choose_device, choose_dtype
 from rawdiff.weights.fill import fill, plan_fill
+from rawdiff.weights.lora_layers import Layers
 from rawdiff.weights.source import Source, open_source
 from rawdiff.weights.tensorfile import SafetensorsFile, TensorFile, open_tensors
 
@@ -31,6 +32,7 @@ __all__ = [
     "load_unet",
     "load_vae",
     "part_files",
+    "planned_layers",
     "read_config",
 ]
 
@@ -92,6 +94,19 @@ def read_config(source: Where, part: str) -> dict[str, Any]:
     folder = opened.holds_part(part)
     opened.folder(part)  # raises when there is none
     return read_json(opened.path(f"{folder}/config.json" if folder else "config.json"))
+
+
+def planned_layers(source: Where) -> Layers:
+    """The layers that LoRAs can change, from the configs alone: whether one fits is known before weights are read.
+
+    Raises WeightsError, HubError.
+    """
+    opened = open_source(source)
+    unet, text_encoder = (
+        build_empty(PARTS[name], _config(opened, PARTS[name]), f"{opened}/{name}/config.json")
+        for name in ("unet", "text_encoder")
+    )
+    return Layers(unet, text_encoder)
 
 
 def part_files(source: Source, part: str) -> list[Path]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from rawdiff.errors import ResourceError, WeightsError
 from rawdiff.weights.header import DTYPES, MAX_HEADER_BYTES, Entry, parse_header
 from rawdiff.weights.sniff import open_checked, say_kind
 
-__all__ = ["PickleFile", "SafetensorsFile", "TensorFile", "open_tensors"]
+__all__ = ["PickleFile", "SafetensorsFile", "TensorFile", "open_tensors", "read_pickle"]
 
 _READ_BYTES = 2**30  # Linux reads at most 2 GiB - 4 KiB at once
 
@@ -116,23 +116,31 @@ def _read_exactly(descriptor: int, size_bytes: int, offset: int, path: Path) -> 
     return buffer
 
 
+def read_pickle(path: Path, remedy: str, known: Sequence[type] = ()) -> Any:
+    """What an old PyTorch file holds, read with `weights_only=True`: no code in it is ever run.
+
+    `known` are inert classes that it may use beside tensors, lists and dicts; `remedy` ends the error's line.
+    Raises WeightsError, ResourceError.
+    """
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(known)):
+            warnings.simplefilter("ignore")  # torch's notes on its own old formats
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError as error:
+        raise ResourceError(f"{path}: no memory to load it") from error
+    except Exception as error:  # torch.load lets a dozen kinds escape from a damaged file
+        reason = " ".join(str(error).split())[:160]
+        raise WeightsError(
+            f"{path}: not a readable PyTorch file of tensors ({type(error).__name__}: {reason}); {remedy}"
+        ) from error
+
+
 class PickleFile:
     """An old `.bin` of named tensors, opened with `weights_only=True`: no code in it is ever run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch's notes on its own old formats
-                table = torch.load(path, map_location="cpu", weights_only=True)
-        except MemoryError as error:
-            raise ResourceError(f"{path}: no memory to load it") from error
-        except Exception as error:  # torch.load lets a dozen kinds escape from a damaged file
-            reason = " ".join(str(error).split())[:160]
-            raise WeightsError(
-                f"{path}: not a readable PyTorch file of tensors ({type(error).__name__}: {reason}); "
-                "get the safetensors file of this model"
-            ) from error
+        table = read_pickle(path, "get the safetensors file of this model")
         if not isinstance(table, dict) or not table:
             raise WeightsError(f"{path}: holds {type(table).__name__}, expected named tensors")
         for name, value in table.items():

@@ -74,10 +74,11 @@ def write_index(folder: Path) -> None:
         "guidance": 4.0,
         "sampler": None,
         **({"inpaint": "unet_inpaint"} if (folder / "unet_inpaint").is_dir() else {}),
-        **{kind: files for kind in ("loras", "embeddings") if (files := _brought(folder, kind))},
         "controls": {
             path.name.removeprefix("controlnet_"): path.name for path in sorted(folder.glob("controlnet_*"))
         },
+        **_brought(folder, "loras"),
+        **_brought(folder, "embeddings"),
     }
     (folder / "scheduler").mkdir(exist_ok=True)
     for path, content in (
@@ -88,10 +89,11 @@ def write_index(folder: Path) -> None:
         (folder / path).write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _brought(folder: Path, kind: str) -> dict[str, str]:
-    """Name to file of the LoRAs or embeddings in a model folder; a LoRA's copy in diffusers' layout is left out."""
-    files = sorted((folder / kind).glob("*.safetensors"))
-    return {f.stem: f"{kind}/{f.name}" for f in files if not f.stem.endswith("-diffusers")}
+def _brought(folder: Path, what: str) -> dict[str, dict[str, str]]:
+    """The LoRAs or embeddings in a model folder by name; of a LoRA in both layouts kohya's."""
+    files = sorted((folder / what).glob("*.safetensors"))
+    names = {path.stem: f"{what}/{path.name}" for path in files if not path.stem.endswith("-diffusers")}
+    return {what: names} if names else {}
 
 
 def _keep_prefix(path: Path) -> None:

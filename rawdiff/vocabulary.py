@@ -1,0 +1,94 @@
+"""The words that prompts are made of: a tokenizer's own, and triggers that stand for vectors of textual inversion.
+
+Nothing is changed by it: the tokenizer is a copy with more words, and the vectors stand behind the rows of the text
+encoder's own table. Results are those of diffusers' `load_textual_inversion`, which writes both into the model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rawdiff.errors import UsageError, WeightsError
+from rawdiff.weights import Embedding
+
+__all__ = ["Vocabulary", "add_words", "unused"]
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """A tokenizer, and what its words beyond the text encoder's own stand for."""
+
+    tokenizer: Any
+    start: int = 0
+    """The first token number that is not the text encoder's own."""
+    vectors: Tensor | None = None
+    """[M,D] fp64, one row for each token number from `start` on; None without any."""
+    spans: Mapping[int, range] = field(default_factory=dict)
+    """The token number of each trigger, and the numbers of all its vectors."""
+
+    def numbers(self, prompt: str) -> list[int]:
+        """Token numbers of a prompt of any length, from start token to end token, each trigger's vectors in a row."""
+        found = self.tokenizer(prompt, verbose=False).input_ids
+        return [number for one in found for number in self.spans.get(one, (one,))]
+
+
+def add_words(tokenizer: Any, embeddings: Sequence[Embedding], width: int, positions: int) -> Vocabulary:
+    """The vocabulary with `embeddings` in it, for a text encoder of this width, with so many positions.
+
+    As in diffusers the first vector is the trigger's, and TRIGGER_1, TRIGGER_2, ... are words for the others; a
+    trigger is found in a prompt whatever its case, and inside of longer words. Raises WeightsError for vectors that
+    do not fit, UsageError for a trigger that is a word already.
+    """
+    if not embeddings:
+        return Vocabulary(tokenizer)
+    start, own = len(tokenizer), tokenizer.get_vocab()
+    length = min(int(tokenizer.model_max_length), positions)
+    taken: dict[str, Embedding] = {}
+    words: list[str] = []
+    spans: dict[int, range] = {}
+    for one in embeddings:
+        _check_fit(one, width, length)
+        count = len(one.vectors)
+        for word in (one.trigger, *(f"{one.trigger}_{k}" for k in range(1, count))):
+            other = taken.setdefault(word.lower(), one)
+            if other is not one or {word, word.lower(), f"{word.lower()}</w>"} & own.keys():
+                whose = f"a word of {other.path}" if other is not one else "a word of this model"
+                raise UsageError(
+                    f"{one.path}: its trigger {word!a} is {whose} already: choose another, with PATH=TRIGGER"
+                )
+            words.append(word)
+        first = start + len(words) - count
+        spans[first] = range(first, first + count)
+    extended = copy.deepcopy(tokenizer)
+    extended.add_tokens(words)
+    if extended.convert_tokens_to_ids(words) != list(range(start, start + len(words))):
+        raise WeightsError(f"the tokenizer has gaps in its numbers: expected {words[0]!a} to become {start}")
+    return Vocabulary(extended, start, torch.cat([one.vectors.double() for one in embeddings]), spans)
+
+
+def unused(vocabulary: Vocabulary, prompts: Sequence[str]) -> Iterator[str]:
+    """A line on each trigger that no prompt has: its embedding has no effect."""
+    if not vocabulary.spans:
+        return
+    seen = {number for prompt in dict.fromkeys(prompts) for number in vocabulary.numbers(prompt)}
+    for number in vocabulary.spans.keys() - seen:
+        word = vocabulary.tokenizer.convert_ids_to_tokens(number)
+        yield f"the embedding {word!a} has no effect: no prompt has this word"
+
+
+def _check_fit(one: Embedding, width: int, length: int) -> None:
+    count, found = one.vectors.shape
+    if found != width:
+        raise WeightsError(
+            f"{one.path}: its vectors have width {found}, expected {width}, as this model's text has"
+        )
+    if count > length - 2:
+        raise WeightsError(
+            f"{one.path}: has {count} vectors, expected at most {length - 2}: a prompt holds no more"
+        )
