@@ -10,6 +10,7 @@ run.image().save("cube.png")
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,12 @@ from rawdiff.arguments import (
     spread_prompts,
     spread_scales,
 )
+from rawdiff.beginning import Beginning, begin_from, part_way
 from rawdiff.conditions import Conditions, Context
 from rawdiff.controls import Control, choose_size, gather, make_hints, recall
 from rawdiff.errors import UsageError
 from rawdiff.geometry import Size, latent_size
+from rawdiff.limits import check_strength
 from rawdiff.loop import Constrain
 from rawdiff.noise import Noise, check_seeds, random_seed
 from rawdiff.parts import Parts
@@ -134,6 +137,10 @@ class Model(Parts):
         timesteps: Sequence[int] | None = None,
         sigmas: Sequence[float] | None = None,
         latents: Tensor | None = None,
+        image: Any = None,
+        mask: Any = None,
+        strength: float | None = None,
+        paste: bool | None = None,
         fit: images.Fit = None,
         depth_range: images.DepthRange = None,
         depth_invert: bool = False,
@@ -149,7 +156,12 @@ class Model(Parts):
         brought to the model's native area. `steps` is 20 unless `timesteps` or `sigmas` are given.
         `guidance` (1 or less: off), `negative` and `seed` may be lists, one for each image; a single seed
         counts up, None draws one (see `run.seeds`). `sampler` is a name ("dpm++ 2m karras"), a diffusers
-        scheduler or a Sampler. `latents` [B,4,h,w] replace the first draw of noise. `exact` says which work
+        scheduler or a Sampler. `latents` [B,4,h,w] replace the first draw of noise.
+
+        `image` (as the maps) is what the run begins from, for the last `strength` of its steps (above 0 to 1; 0.8).
+        With a `mask` of its size only what is white there is painted anew (strength 1): by the model's inpainting
+        UNet, or else by putting the rest back after each step. The pictures get the rest pasted back unless `paste`
+        is False. Where they have an image, `size` follows from it, and `fit` holds for it too. `exact` says which work
         is done once instead of at each step (all of it, and no picture changes by more than rounding). What
         `watch` names is kept of each step; with () nothing is, and a Step is stale once the run has gone on.
         `say` is told what a person should know, a line at a time. Raises UsageError (SizeError), InputError,
@@ -161,6 +173,8 @@ class Model(Parts):
         check_fit(fit)
         check_watch(watch)
         distinct = count_prompts(prompt, count)
+        strength, masked = check_strength(image, mask, strength, paste, latents), mask is not None
+        unet = self.unet_for(masked=masked, probe=probe)
         prompts = spread_prompts("prompt", prompt, distinct, count)
         negatives = spread_prompts("negative prompt", negative, distinct, count)
         scales = spread_scales(self.defaults.guidance if guidance is None else guidance, distinct, count)
@@ -170,6 +184,7 @@ class Model(Parts):
             self.net_source(control.kind, control.net)  # before anything slow begins
         schedule: dict[str, Any] = {"steps": steps, "timesteps": timesteps, "sigmas": sigmas, "eta": eta}
         made, spec = build_sampler(sampler, self.scheduler, self.defaults.sampler, **schedule)
+        made = made if image is None else part_way(made, strength)
         windows = [control.window for control in wanted]
         plan = make_plan(made, guidance=scales, rescale=rescale, windows=windows, device=self.device)
         if any(negatives) and not plan.guided:
@@ -177,10 +192,15 @@ class Model(Parts):
 
         with probe("hints", host=True):
             samples = [images.open_source(control.source) for control in wanted]
-            size = choose_size(size, self.defaults.native_size, samples)
+            opened = None if image is None else images.open_source(image)
+            size = choose_size(size, self.defaults.native_size, samples, opened)
             self.check_memory(size, len(prompts), guided=plan.guided)
             options: dict[str, Any] = {"fit": fit, "depth_range": depth_range, "depth_invert": depth_invert}
             hints = make_hints(wanted, samples, size, say=say, **options)
+            init = None
+            if opened is not None:
+                masking = images.open_source(mask) if masked else None
+                init = images.make_init_image(opened, masking, size, fit=fit, say=say)
         for control in wanted:
             self.net(control.kind, control.net, probe=probe)
         texts: dict[str, Any] = {"say": say, "probe": probe}
@@ -188,12 +208,20 @@ class Model(Parts):
         uncond = (
             encode_prompts(self.tokenizer, self.text_encoder, negatives, **texts) if plan.guided else None
         )
-        conditions = Conditions((Context(cond, uncond),), tuple(hint.tensor[None] for hint in hints))
-
         noise = Noise(seeds, latent_size(size), self.device)
-        first = noise.draw(0) if latents is None else given_latents(latents, noise)
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        if init is not None:
+            channels: int = unet.config.in_channels
+            way: dict[str, Any] = {"strength": strength, "channels": channels, "dtype": dtype, "say": say}
+            begun = begin_from(init, plan, noise, self.vae, **way, probe=probe)
+        else:
+            first = noise.draw(0) if latents is None else given_latents(latents, noise)
+            begun = Beginning(start(plan, first.to(dtype), draws=int(latents is None)))
+        conditions = Conditions(
+            (Context(cond, uncond),), tuple(hint.tensor[None] for hint in hints), begun.inpaint
+        )
         account = recipe.of_run(
-            self._account(),
+            self._account(masked=masked),
             prompts=prompts,
             negatives=negatives,
             size=size,
@@ -207,18 +235,19 @@ class Model(Parts):
                 c.describe(h, self.net_hashes(c), **options) for c, h in zip(wanted, hints, strict=True)
             ],
             latents=None if latents is None else sha256(first.cpu().numpy().tobytes()).hexdigest(),
+            image=None if init is None else init.describe(strength, paste),
         )
         origin = recipe.origin(
             self.source,
             sampler=sampler if isinstance(sampler, str) else None,
             inputs=[opened.name for opened in samples],
             nets=[self.named_net(control) for control in wanted],
+            image=None if init is None else init.names,
         )
+        pasted = None if init is None or paste is False else init.paste
         setup = self._setup(plan, conditions, wanted, hints, account, origin, exact, say, probe)
-        state = start(
-            plan, first.to(torch.promote_types(self.dtype, torch.float32)), draws=int(latents is None)
-        )
-        return Run(setup, state, noise, watch=watch)
+        setup = replace(setup, blend=begun.blend, paste=pasted)
+        return Run(setup, begun.state, noise, watch=watch)
 
     def resume(
         self,
@@ -248,12 +277,16 @@ class Model(Parts):
         held = saved.load(path, self.device)
         if run is not None:
             saved.check_same(path, held.recipe, run.recipe)
-        account, own = held.recipe, self._account()
+        account = held.recipe
+        began = account["image"]
+        masked = began is not None and began["mask"] is not None
+        own = self._account(masked=masked)
         saved.check_same(path, {key: account.get(key) for key in own}, own)
         held.check_constraint(constrain)
         wanted = recall(path, account["controls"], modules)
         made, spec = rebuild_sampler(path, account["sampler"], sampler, self.scheduler)
         saved.check_same(path, {"sampler": account["sampler"]}, {"sampler": spec})
+        made = made if began is None else part_way(made, began["strength"])
         windows = [control.window for control in wanted]
         plan = make_plan(
             made,
@@ -270,6 +303,7 @@ class Model(Parts):
             for entry, tensor in zip(account["controls"], held.conditions.hints, strict=True)
         )
         setup = self._setup(plan, held.conditions, wanted, hints, account, held.origin, exact, say, probe)
+        setup = replace(setup, blend=held.blend, paste=held.paste)
         for control, entry in zip(wanted, account["controls"], strict=True):
             name = f"controlnet {control.kind}"
             saved.check_same(path, {name: entry["weights"]}, {name: self.net_hashes(control)})
@@ -279,9 +313,9 @@ class Model(Parts):
             resumed.constrain(constrain, forget=held.constraint["forget"])
         return resumed
 
-    def _account(self) -> dict[str, Any]:
-        """What of an account is the model's."""
-        return recipe.of_model(self.source, self.hashes(), self.dtype)
+    def _account(self, *, masked: bool) -> dict[str, Any]:
+        """What of an account is the model's, in a run with a mask or without one."""
+        return recipe.of_model(self.source, self.hashes(masked=masked), self.dtype)
 
     def _setup(
         self,
@@ -298,5 +332,7 @@ class Model(Parts):
         loaded = [self.net(control.kind, control.net, probe=probe) for control in controls]
         names = [control.kind for control in controls]
         options: dict[str, Any] = {"names": names, "guess": bool(account["guess"]), "exact": exact}
-        predict = prepare(plan, conditions, self.unet, loaded, **options, probe=probe)
+        began = account["image"]
+        unet = self.unet_for(masked=began is not None and began["mask"] is not None, probe=probe)
+        predict = prepare(plan, conditions, unet, loaded, **options, probe=probe)
         return Setup(plan, conditions, predict, self.vae, account, origin, hints, say, probe)

@@ -12,13 +12,33 @@ from rawdiff import nets, weights
 from rawdiff.controls import Control
 from rawdiff.errors import UsageError, WeightsError
 from rawdiff.geometry import Size
+from rawdiff.predict import INPAINT_CHANNELS, check_channels
 from rawdiff.probes import NO_PROBE, ProbeLike
 from rawdiff.say import Say, say_on_stderr
 
-__all__ = ["Parts"]
+__all__ = ["PARTS", "Parts", "part_hashes", "unet_config"]
 
 PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
 """What every model has."""
+
+
+def unet_config(source: weights.Source, defaults: weights.Defaults, *, masked: bool) -> dict[str, Any]:
+    """The config of the UNet that runs with a mask, or without one; UsageError where no UNet of the model can."""
+    own = weights.read_config(source, "unet")
+    if masked and defaults.inpaint is not None:
+        config = weights.read_config(defaults.inpaint, "unet")
+        _check_inpaint(config, own)
+        return config
+    check_channels(own.get("in_channels", 4), masked=masked)
+    return own
+
+
+def part_hashes(source: weights.Source, defaults: weights.Defaults, *, masked: bool) -> dict[str, str]:
+    """SHA-256 of the files of every part that a run with a mask, or without one, computes with, by path."""
+    if not masked or defaults.inpaint is None:
+        return weights.hashes(source, *PARTS)
+    others = weights.hashes(source, *(part for part in PARTS if part != "unet"))
+    return others | weights.hashes(defaults.inpaint, "unet")
 
 
 class Parts:
@@ -52,6 +72,7 @@ class Parts:
         self._named = {} if nets is None else dict(nets)
         self._sources = {**defaults.controls, **self._named}
         self._loaded: dict[tuple[str, str], tuple[Any, weights.Source]] = {}
+        self._inpaint: Any = None
         self._offline, self._say = offline, say
 
     def __repr__(self) -> str:
@@ -91,9 +112,26 @@ class Parts:
             )
         return wanted
 
-    def hashes(self) -> dict[str, str]:
-        """SHA-256 of the files that the parts were loaded from, ControlNets not included, by path."""
-        return weights.hashes(self.source, *PARTS)
+    def unet_for(self, *, masked: bool, probe: ProbeLike = NO_PROBE) -> Any:
+        """The UNet that runs with a mask, or without one.
+
+        With one that is the model's inpainting UNet, loaded when first asked for, where it has one beside its own.
+        Raises UsageError where none of the model's can, WeightsError.
+        """
+        if masked and self.defaults.inpaint is not None:
+            if self._inpaint is None:
+                with probe("load"), probe("inpainting unet"):
+                    loaded = weights.load_unet(self.defaults.inpaint, device=self.device, dtype=self.dtype)
+                nets.unet.check(loaded)
+                _check_inpaint(loaded.config, self.unet.config)
+                self._inpaint = loaded
+            return self._inpaint
+        check_channels(self.unet.config.in_channels, masked=masked)
+        return self.unet
+
+    def hashes(self, *, masked: bool = False) -> dict[str, str]:
+        """SHA-256 of the files of the parts, ControlNets not included, by path; `masked` as for `unet_for`."""
+        return part_hashes(self.source, self.defaults, masked=masked)
 
     def net_hashes(self, control: Control) -> dict[str, str] | None:
         """The same of a control's net, once it is loaded; None for a module, which has no file."""
@@ -121,5 +159,17 @@ def _check(unet: Any, vae: Any, text_encoder: Any) -> None:
     nets.unet.check(unet)
     nets.vae.check(vae)
     nets.text.check(text_encoder)
-    if unet.config.in_channels != 4:
-        raise WeightsError(f"unet: takes {unet.config.in_channels} channels, expected 4: not supported yet")
+    if unet.config.in_channels not in (4, INPAINT_CHANNELS):
+        raise WeightsError(
+            f"unet: takes {unet.config.in_channels} channels, expected 4, or {INPAINT_CHANNELS} for inpainting"
+        )
+
+
+def _check_inpaint(config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Raise WeightsError unless this is the config of an inpainting UNet that reads the same text."""
+    key = "cross_attention_dim"
+    for name, expected in (("in_channels", INPAINT_CHANNELS), (key, own.get(key))):
+        if config.get(name) != expected:
+            raise WeightsError(
+                f"the model's inpainting unet: {name} is {config.get(name)}, expected {expected}"
+            )

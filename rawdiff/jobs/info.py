@@ -17,7 +17,8 @@ def inspect(path: str | Path) -> dict[str, Any]:
     """The recipe of a PNG, or the `parameters` of another program's, as plain values; InputError for neither.
 
     `recipe` or `parameters` is None; `pixels` is "whole", "changed" or what is wrong with them; `inputs` tells of
-    each map whether it is "the same", "changed" or "not there", seen from here or beside the picture.
+    each map whether it is "the same", "changed" or "not there", seen from here or beside the picture; `image` does of
+    the image and mask that the run began from, where there was one.
     """
     path = Path(path)
     texts = images.read_text(path)
@@ -28,6 +29,8 @@ def inspect(path: str | Path) -> dict[str, Any]:
             {"path": name, "sha256": control["sha256"], "now": _input(name, control["sha256"], path.parent)}
             for name, control in zip(read["made"]["inputs"], read["picture"]["controls"], strict=True)
         ]
+        if "image" in read["picture"]:
+            found["image"] = _image(read["picture"]["image"], read["made"]["image"], path.parent)
     else:
         found["parameters"] = recipe.parse_parameters(texts["parameters"])
     found["pixels"] = _pixels(path, found["recipe"])
@@ -41,7 +44,7 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
         pairs += found["parameters"].items()
         pairs.append(("made by", "another program: no recipe to make it again from"))
     else:
-        pairs += _recipe_pairs(found["recipe"], found["inputs"])
+        pairs += _recipe_pairs(found["recipe"], found["inputs"], found.get("image"))
     width = max(len(name) for name, _ in pairs)
     yield found["path"]
     for name, value in pairs:
@@ -49,7 +52,21 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
             yield f"  {name if k == 0 else '':<{width}}  {line}"
 
 
-def _recipe_pairs(read: Mapping[str, Any], inputs: list[dict[str, str]]) -> Iterator[tuple[str, Any]]:
+def _image(image: Mapping[str, Any], names: Mapping[str, Any], beside: Path) -> dict[str, Any]:
+    """Image and mask (or None), each as `inputs` tells of a map."""
+    digests = {"path": image["sha256"], "mask": image["mask"]}
+    told = {
+        key: None
+        if names[key] is None
+        else {"path": names[key], "sha256": digests[key], "now": _input(names[key], digests[key], beside)}
+        for key in ("path", "mask")
+    }
+    return {"image": told["path"], "mask": told["mask"]}
+
+
+def _recipe_pairs(
+    read: Mapping[str, Any], inputs: list[dict[str, str]], image: Mapping[str, Any] | None
+) -> Iterator[tuple[str, Any]]:
     picture, made = read["picture"], read["made"]
     sampler, size = picture["sampler"], picture["size"]
     yield "id", read["id"]
@@ -68,6 +85,12 @@ def _recipe_pairs(read: Mapping[str, Any], inputs: list[dict[str, str]]) -> Iter
             yield name.replace("_", " "), picture[name]
     if sampler["eta"]:
         yield "eta", sampler["eta"]
+    if image is not None:
+        used = picture["image"]
+        yield "image", f"{image['image']['path']} ({image['image']['now']}), strength {used['strength']:g}"
+        if image["mask"] is not None:
+            rest = "pasted back" if used["paste"] else "as it was decoded"
+            yield "mask", f"{image['mask']['path']} ({image['mask']['now']}), what stays is {rest}"
     for control, given in zip(picture["controls"], inputs, strict=True):
         made_of = ", made from it" if control["derive"] else ""
         window = f"weight {control['weight']:g}, {control['start']:g}-{control['end']:g}{made_of}"

@@ -52,11 +52,12 @@ def of_run(
     sampler: Mapping[str, Any],
     controls: Sequence[Mapping[str, Any]],
     latents: str | None = None,
+    image: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The account of a run, as plain values; prompts, negatives, seeds and guidance are one for each picture.
 
     `model` is from `of_model`, `sampler` from `build_sampler`, each of `controls` from `Control.describe`;
-    `latents` is the SHA-256 of those given in place of the first noise.
+    `latents` is the SHA-256 of those given in place of the first noise, `image` from `InitImage.describe`.
     """
     return {
         **model,
@@ -71,6 +72,7 @@ def of_run(
         "guess": guess,
         "sampler": dict(sampler),
         "latents": latents,
+        "image": None if image is None else dict(image),
         "controls": [dict(control) for control in controls],
     }
 
@@ -94,14 +96,24 @@ def of_picture(account: Mapping[str, Any], k: int) -> dict[str, Any]:
         "sampler": {name: sampler[name] for name in SAMPLER},
         "controls": [{name: control[name] for name in CONTROL} for control in account["controls"]],
     }
-    return {name: values[name] for name in PICTURE}
+    picture = {name: values[name] for name in PICTURE}
+    return picture if account["image"] is None else {**picture, "image": account["image"]}
 
 
 def origin(
-    source: Source, *, sampler: str | None, inputs: Sequence[str], nets: Sequence[Source | None]
+    source: Source,
+    *,
+    sampler: str | None,
+    inputs: Sequence[str],
+    nets: Sequence[Source | None],
+    image: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Where it came from, by name: model, sampler (if it was asked for), each map, each net but the model's own."""
+    """Where it came from, by name: model, sampler (if it was asked for), each map, each net but the model's own.
+
+    `image` is from `InitImage.names`, and left out where there is none.
+    """
     return {
+        **({} if image is None else {"image": dict(image)}),
         "model": {"name": source.name, "kind": source.kind, "revision": source.revision},
         "sampler": sampler,
         "inputs": list(inputs),

@@ -3,12 +3,13 @@
 {"format": 1, "id": SHA-256 of `picture`, "picture": {...}, "made": {...}}
 
 picture   prompt, negative, size [height, width], seed, guidance, rescale, clip_skip, guess, sampler, controls,
-          weights {file: SHA-256}, noise and hints (versions), dtype
+          weights {file: SHA-256}, noise and hints (versions), dtype; image, where the run began from one
   sampler   class, config, steps, timesteps, sigmas, eta
   controls  kind, sha256 (of the map's bytes), derive, weight, start, end, fit, depth_range, depth_invert, weights
+  image     sha256, strength, fit; mask (SHA-256) and paste, or null
 made      rawdiff, torch, diffusers, transformers; model {name, kind, revision}; sampler (the name asked for);
           inputs [path], nets [{name, kind} or null]: one for each control; device, threads; batch [place, size];
-          pixels (SHA-256 of the finished picture; null in a plan)
+          pixels (SHA-256 of the finished picture; null in a plan); image {path, mask}, where there was one
 """
 
 from __future__ import annotations
@@ -89,11 +90,13 @@ def check(recipe: Mapping[str, Any], where: str) -> dict[str, Any]:
     if form != FORMAT or isinstance(form, bool):
         raise InputError(f"{where}: recipe of format {form!r}, expected {FORMAT}: made by another rawdiff?")
     picture, made = recipe["picture"], recipe.get("made", {})
-    _fields(picture, PICTURE, where, "picture")
+    _fields(picture, PICTURE, where, "picture", IMAGE)
     _fields(picture["sampler"], SAMPLER, where, "picture.sampler")
     for k, control in enumerate(picture["controls"]):
         _fields(control, CONTROL, where, f"picture.controls[{k}]")
-    _fields(made, MADE, where, "made")
+    _fields(made, MADE, where, "made", IMAGE_NAMES)
+    if not _belong(picture.get("image"), made.get("image")):
+        raise InputError(f"{where}: its recipe has an image or a mask without a name, or a name without one")
     for name in ("inputs", "nets"):
         if len(made[name]) != len(picture["controls"]):
             raise InputError(
@@ -238,12 +241,32 @@ MADE: dict[str, Test] = {
 }
 
 
-def _fields(found: Any, wanted: Mapping[str, Test], where: str, name: str) -> None:
+# Left out where a run begins from noise: a picture's id is then what it was before there were images.
+IMAGE: dict[str, Test] = {
+    "image": _object(
+        sha256=_digest, mask=_maybe(_digest), strength=_number, paste=_maybe(_flag), fit=_maybe(_text)
+    )
+}
+IMAGE_NAMES: dict[str, Test] = {"image": _object(path=_text, mask=_maybe(_text))}
+
+
+def _belong(image: Mapping[str, Any] | None, names: Mapping[str, Any] | None) -> bool:
+    """Whether both are there or neither, and a mask in both or in neither."""
+    if image is None or names is None:
+        return image is names
+    return (image["mask"] is None) == (names["mask"] is None) == (image["paste"] is None)
+
+
+def _fields(
+    found: Any, wanted: Mapping[str, Test], where: str, name: str, optional: Mapping[str, Test] | None = None
+) -> None:
     if not isinstance(found, dict):
         raise InputError(
             f"{where}: its recipe is no recipe: {name} is a {type(found).__name__}, expected an object"
         )
-    unknown, missing = sorted(found.keys() - wanted.keys()), sorted(wanted.keys() - found.keys())
+    missing = sorted(wanted.keys() - found.keys())
+    wanted = {**wanted, **{key: test for key, test in (optional or {}).items() if key in found}}
+    unknown = sorted(found.keys() - wanted.keys())
     if unknown or missing:
         what = f"an unknown {unknown[0][:60]!r}" if unknown else f"no {missing[0]!r}"
         raise InputError(f"{where}: its recipe is no recipe: {name} has {what}")

@@ -1,4 +1,4 @@
-"""What a model is meant to be used with: its native size, guidance, and the ControlNets that belong to it."""
+"""What a model is meant to be used with: its native size, guidance, and the networks that belong to it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rawdiff.weights.source import Source, open_source
 __all__ = ["Defaults", "read_defaults"]
 
 _FILE = "rawdiff.json"
-_KEYS = {"name", "native_size", "guidance", "sampler", "controls"}
+_KEYS = {"name", "native_size", "guidance", "sampler", "controls", "inpaint"}
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Defaults:
     """A sampler's name, or None for the scheduler in the folder."""
     controls: Mapping[str, Source | str] = field(default_factory=dict)
     """Kind of hint to the source of its ControlNet, ready for `load_controlnet`."""
+    inpaint: Source | None = None
+    """A UNet for inpainting beside the model's own, ready for `load_unet`."""
     family: str | None = None
     """`"sd1"`, `"sd2"`, `"sdxl"`, or None for a model of its own."""
 
@@ -84,11 +86,15 @@ def _from_file(source: Source, family: str | None) -> Defaults:
     folders = table.get("controls", {})
     if not isinstance(folders, dict) or not all(isinstance(folder, str) for folder in folders.values()):
         raise WeightsError(f"{path}: controls must map a kind of hint to a folder of this model")
+    inpaint = table.get("inpaint")
+    if inpaint is not None and not isinstance(inpaint, str):
+        raise WeightsError(f"{path}: inpaint must be a folder of this model, with a UNet for inpainting")
     return Defaults(
         name=name,
         native_size=_size(table["native_size"], 1, f"{path}: native_size"),
         guidance=float(guidance),
         sampler=sampler,
         controls={kind: source.child(folder) for kind, folder in folders.items()},
+        inpaint=None if inpaint is None else source.child(inpaint),
         family=family,
     )
