@@ -91,7 +91,9 @@ def begin_from(
     if not inpainting:
         assert latents is not None
         # The third draw is for an inpainting UNet, and made for every other.
-        return Beginning(replace(state, draws=draws + 1), blend=Blend(latents.float(), first, small))
+        return Beginning(
+            replace(state, draws=draws + 1), blend=Blend(latents.to(dtype), first.to(dtype), small)
+        )
     posterior = encode(vae, image.normalised * (hole < 0.5), say=say, probe=probe)
     kept = posterior.sample(noise.draw(draws)).float()
     seen = torch.cat([small.expand(len(kept), -1, -1, -1), kept], dim=1)

@@ -44,7 +44,7 @@ from rawdiff.loop import Constrain
 from rawdiff.noise import Noise, check_seeds, random_seed
 from rawdiff.parts import Parts
 from rawdiff.plan import Plan, make_plan
-from rawdiff.predict import EVERYTHING, Exact, prepare
+from rawdiff.predict import EVERYTHING, Exact, check_channels, prepare
 from rawdiff.probes import NO_PROBE, ProbeLike
 from rawdiff.prompts import encode_prompts
 from rawdiff.run import Run, Setup
@@ -174,7 +174,7 @@ class Model(Parts):
         check_watch(watch)
         distinct = count_prompts(prompt, count)
         strength, masked = check_strength(image, mask, strength, paste, latents), mask is not None
-        unet = self.unet_for(masked=masked, probe=probe)
+        check_channels(self.unet.config.in_channels, masked=masked)
         prompts = spread_prompts("prompt", prompt, distinct, count)
         negatives = spread_prompts("negative prompt", negative, distinct, count)
         scales = spread_scales(self.defaults.guidance if guidance is None else guidance, distinct, count)
@@ -211,7 +211,7 @@ class Model(Parts):
         noise = Noise(seeds, latent_size(size), self.device)
         dtype = torch.promote_types(self.dtype, torch.float32)
         if init is not None:
-            channels: int = unet.config.in_channels
+            channels: int = self.unet_for(masked=masked, probe=probe).config.in_channels
             way: dict[str, Any] = {"strength": strength, "channels": channels, "dtype": dtype, "say": say}
             begun = begin_from(init, plan, noise, self.vae, **way, probe=probe)
         else:
@@ -278,15 +278,13 @@ class Model(Parts):
         if run is not None:
             saved.check_same(path, held.recipe, run.recipe)
         account = held.recipe
-        began = account["image"]
-        masked = began is not None and began["mask"] is not None
-        own = self._account(masked=masked)
+        own = self._account(masked=recipe.is_masked(account))
         saved.check_same(path, {key: account.get(key) for key in own}, own)
         held.check_constraint(constrain)
         wanted = recall(path, account["controls"], modules)
         made, spec = rebuild_sampler(path, account["sampler"], sampler, self.scheduler)
         saved.check_same(path, {"sampler": account["sampler"]}, {"sampler": spec})
-        made = made if began is None else part_way(made, began["strength"])
+        made = made if account["image"] is None else part_way(made, account["image"]["strength"])
         windows = [control.window for control in wanted]
         plan = make_plan(
             made,
@@ -332,7 +330,6 @@ class Model(Parts):
         loaded = [self.net(control.kind, control.net, probe=probe) for control in controls]
         names = [control.kind for control in controls]
         options: dict[str, Any] = {"names": names, "guess": bool(account["guess"]), "exact": exact}
-        began = account["image"]
-        unet = self.unet_for(masked=began is not None and began["mask"] is not None, probe=probe)
+        unet = self.unet_for(masked=recipe.is_masked(account), probe=probe)
         predict = prepare(plan, conditions, unet, loaded, **options, probe=probe)
         return Setup(plan, conditions, predict, self.vae, account, origin, hints, say, probe)

@@ -215,7 +215,7 @@ class Run:
         return found
 
     def image(self, k: int = 0) -> Image:
-        """Picture `k` of the batch; before the end, that of the x0 so far."""
+        """Picture `k` of the batch; before the end, that of the x0 so far. What a mask keeps is pasted back into it."""
         if check_whole("image", k) >= len(self.seeds):
             raise UsageError(f"image {k}: this run has {len(self.seeds)}, numbered from 0")
         return self._decoded(self.x0[k : k + 1])[0]

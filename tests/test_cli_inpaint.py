@@ -46,7 +46,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
 
 def test_a_picture_through_a_mask(here: Path, model: Model) -> None:
     done = rawdiff(*MASKED).ok()
-    assert any(line.startswith("40x48, the last 1 of 3 steps of DDIM") for line in done.err.splitlines())
+    assert any(line.startswith("40x48, 3 steps of DDIM") for line in done.err.splitlines())
     path = done.lines[0]
     run = finished(model.prepare("x", image="room.png", mask="mask.png", steps=3, seed=7, say=silent))
     assert np.array_equal(np.asarray(run.image()), pixels(path))
@@ -71,7 +71,9 @@ def test_a_picture_through_a_mask(here: Path, model: Model) -> None:
 
 
 def test_made_again_from_its_recipe_and_with_changes(here: Path) -> None:
-    first = rawdiff(*MASKED, "--strength", "0.7").ok().lines[0]
+    done = rawdiff(*MASKED, "--strength", "0.7").ok()
+    assert any(line.startswith("40x48, the last 2 of 3 steps of DDIM") for line in done.err.splitlines())
+    first = done.lines[0]
     again = rawdiff("gen", "--from", first).ok().lines[0]
     assert images.read_recipe(first) == images.read_recipe(again)
     assert np.array_equal(pixels(first), pixels(again))

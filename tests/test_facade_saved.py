@@ -445,7 +445,7 @@ def test_a_file_of_another_version(model: Model, tmp_path: Path) -> None:
     whole = path.read_bytes()
     tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
     path.write_bytes(resigned(lambda body: body.update(format=99))(whole))
-    with pytest.raises(InputError, match="saved run of format 99, expected 2"):
+    with pytest.raises(InputError, match="saved run of format 99, expected 3"):
         model.resume(path)
     path.write_bytes(resigned(lambda body: body.pop("draws"))(whole))
     with pytest.raises(InputError, match="not a saved run that this version reads"):

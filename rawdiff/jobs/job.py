@@ -13,7 +13,7 @@ from rawdiff.errors import InputError
 from rawdiff.geometry import Size, format_size
 from rawdiff.images.depth import parse_depth_range
 from rawdiff.jobs.request import ControlRequest, Request
-from rawdiff.sampler import Sampler
+from rawdiff.sampler import Sampler, count_steps
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -60,9 +60,10 @@ class Job:
         steps = self.picture["sampler"]["steps"]
         steps = f"{steps} steps" if steps is not None else f"{len(self.sampler.rows)} evaluations"
         guidance = f"guidance {self.picture['guidance']:g}"
-        image = self.picture.get("image")
-        share = "" if image is None else f"the last {image['strength']:g} of "
-        return f"{format_size(self.size)}, {share}{steps} of {self.sampler.name}, {guidance}, {seeds}"
+        strength = self.picture["image"]["strength"] if "image" in self.picture else 1.0
+        if strength < 1.0:
+            steps = f"the last {int(count_steps(self.sampler) * strength)} of {steps}"
+        return f"{format_size(self.size)}, {steps} of {self.sampler.name}, {guidance}, {seeds}"
 
 
 @dataclass(frozen=True, eq=False)

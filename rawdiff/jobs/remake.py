@@ -121,7 +121,9 @@ def check_same(remake: Remake, picture: Mapping[str, Any], over: Request, place:
     other_model = place.model is not None or place.revision is not None
     if not other_model:
         before, now = wanted["weights"], picture["weights"]
-        if _is_masked(wanted) != _is_masked(picture):  # which may take another UNet of the same model
+        if recipe.is_masked(wanted) != recipe.is_masked(
+            picture
+        ):  # which may take another UNet of the same model
             shared = before.keys() & now.keys()
             before, now = ({name: side[name] for name in shared} for side in (before, now))
         _same(before, now, f"{remake.path}: the model {remake.model}", "--model")
@@ -141,10 +143,6 @@ def check_same(remake: Remake, picture: Mapping[str, Any], over: Request, place:
             f"{remake.recipe['made']['diffusers']} that made it, or say what you want, with --sampler NAME say"
         )
     return [name for name in found if "weights" not in name.split(".")]
-
-
-def _is_masked(picture: Mapping[str, Any]) -> bool:
-    return picture.get("image", {}).get("mask") is not None
 
 
 _OF_SCHEDULE = [r"sampler\.(steps|timesteps|sigmas)(\[.*)?"]

@@ -11,7 +11,7 @@ that a picture is the same picture on another machine or from another folder.
 
 from __future__ import annotations
 
-from rawdiff.recipe.account import of_model, of_picture, of_run, origin, tell, tool
+from rawdiff.recipe.account import is_masked, of_model, of_picture, of_run, origin, tell, tool
 from rawdiff.recipe.parameters import parse_parameters, write_parameters
 from rawdiff.recipe.schema import FORMAT, build, canonical, check, differences, job_id, read
 
@@ -21,6 +21,7 @@ __all__ = [
     "canonical",
     "check",
     "differences",
+    "is_masked",
     "job_id",
     "of_model",
     "of_picture",

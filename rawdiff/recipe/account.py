@@ -24,7 +24,7 @@ from rawdiff.weights.schedulers import SCHEDULER_CLASSES
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["of_model", "of_picture", "of_run", "origin", "tell", "tool"]
+__all__ = ["is_masked", "of_model", "of_picture", "of_run", "origin", "tell", "tool"]
 
 
 def of_model(source: Source, digests: Mapping[str, str], dtype: torch.dtype) -> dict[str, Any]:
@@ -75,6 +75,12 @@ def of_run(
         "image": None if image is None else dict(image),
         "controls": [dict(control) for control in controls],
     }
+
+
+def is_masked(said: Mapping[str, Any]) -> bool:
+    """Whether an account, or the `picture` of a recipe, tells of a mask."""
+    image = said.get("image")
+    return image is not None and image["mask"] is not None
 
 
 def of_picture(account: Mapping[str, Any], k: int) -> dict[str, Any]:
