@@ -135,6 +135,19 @@ def test_a_batch_line(here: Path) -> None:
     assert "0 drawn, 2 already there" in rawdiff("batch", "list.jsonl", "--out", "drawn").ok().err
 
 
+def test_paths_of_a_batch_are_the_manifests(here: Path) -> None:
+    inside = {"prompt": "x", "steps": 3, "image": "room.png", "mask": "mask.png"}
+    (here / "set").mkdir()
+    for name in ("room.png", "mask.png"):
+        (here / name).rename(here / "set" / name)
+    manifest = here / "set" / "list.jsonl"
+    manifest.write_text(json.dumps(inside) + "\n")
+    assert len(rawdiff("batch", manifest, "--out", "drawn").ok().lines) == 1
+    manifest.write_text(json.dumps({**inside, "mask": "../mask.png"}) + "\n")
+    told = rawdiff("batch", manifest, "--out", "drawn")
+    assert (told.code, "leads out of the manifest's folder" in told.error) == (3, True)
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 
 import rawdiff as package
 from rawdiff import Model, Run
+from rawdiff.encode import encode
 from rawdiff.images import Paste
 from tests.cli_run import rawdiff, write_levels
 from tests.reference import error, hint, matters, silent
@@ -194,3 +196,64 @@ def test_a_mask_run_cannot_go_on_with_another_image(model: Model, tmp_path: Path
     with pytest.raises(package.errors.InputError, match="the saved run differs in image: image sha256 is"):
         model.resume(path, run=other)
     assert model.resume(path, run=prepared(model, image=IMAGE, **given)).state.i == 0
+
+
+# ---- parts
+
+
+def test_an_inpainting_unet_with_every_exact_trick_off(model: Model) -> None:
+    off = package.Exact(kv=False, time=False, prefix=False, scale=False)
+    run, plainly = inpainted(model, count=2), inpainted(model, count=2, exact=off)
+    assert error(plainly.latents, run.latents) <= 1e-4
+    assert run.conditions.inpaint is not None
+    assert run.conditions.inpaint.shape == (2, 5, 6, 5)
+
+
+def test_what_an_inpainting_unet_sees_is_cut_and_picked_with_the_rest(model: Model) -> None:
+    found = prepared(model, image=IMAGE, mask=MASK, count=3).conditions
+    assert found.inpaint is not None
+    picked, cut = found.select([2, 0]).inpaint, found.crop(1, 2, 4, 3).inpaint
+    assert picked is not None
+    assert torch.equal(picked, found.inpaint[[2, 0]])
+    assert cut is not None
+    assert torch.equal(cut, found.inpaint[..., 1:5, 2:5])
+
+
+@pytest.mark.parametrize("named", [5, "../unet", "nowhere"])
+def test_an_inpainting_unet_that_is_not_there_is_refused(tmp_path: Path, named: Any) -> None:
+    folder = small_folder(tmp_path / "model", nets=())
+    path = folder / "rawdiff.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "inpaint": named}))
+    words = {
+        5: "inpaint must be a folder",
+        "../unet": "is no folder inside a model",
+        "nowhere": "has no unet/ folder",
+    }
+    with pytest.raises(package.errors.WeightsError, match=words[named]):
+        prepared(package.load(folder, device="cpu"), image=IMAGE, mask=MASK)
+
+
+def test_a_picture_is_encoded_once_more_where_half_precision_gives_nan(plain: Model) -> None:
+    class Odd(torch.nn.Module):
+        """A convolution that overflows in half precision alone."""
+
+        def __init__(self, inner: torch.nn.Module) -> None:
+            super().__init__()
+            self.inner, self.weight = inner, inner.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.inner(x)
+            return out if out.dtype == torch.float32 else out * torch.inf
+
+    half = copy.deepcopy(plain.vae).bfloat16()
+    picture = 2 * torch.from_numpy(IMAGE).permute(2, 0, 1)[None] - 1
+    said: list[str] = []
+    expected = encode(copy.deepcopy(half).float(), picture, say=said.append)
+    half.encoder.conv_in = Odd(half.encoder.conv_in)
+    found = encode(half, picture, say=said.append)
+    assert said == ["the VAE gave NaN in bfloat16: encoding once more in fp32"]
+    assert torch.equal(found.mean, expected.mean)
+    with torch.no_grad():
+        half.encoder.conv_out.bias[0] = torch.nan
+    with pytest.raises(package.errors.NonFiniteError, match="NaN or Inf in the encoded picture"):
+        encode(half, picture, say=said.append)
