@@ -1,4 +1,4 @@
-"""What a run is told beside its latents: texts and hints."""
+"""What the networks are told beside the latents: texts, hints, and what an inpainting UNet sees of the picture."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ class Conditions:
     contexts: tuple[Context, ...]
     hints: tuple[Tensor, ...] = ()
     """Each [1 or B,3,H,W] fp32 in 0..1, in pixels."""
+    inpaint: Tensor | None = None
+    """[1 or B,5,h,w] fp32, for an inpainting UNet alone: the mask (1 is painted anew), and latents of the rest."""
 
     @property
     def batch(self) -> int:
@@ -41,12 +43,17 @@ class Conditions:
         contexts = tuple(
             Context(c.cond[picked], None if c.uncond is None else c.uncond[picked]) for c in self.contexts
         )
-        return Conditions(contexts, tuple(hint if len(hint) == 1 else hint[picked] for hint in self.hints))
+        hints = tuple(hint if len(hint) == 1 else hint[picked] for hint in self.hints)
+        inpaint = self.inpaint
+        return Conditions(
+            contexts, hints, inpaint if inpaint is None or len(inpaint) == 1 else inpaint[picked]
+        )
 
     def crop(self, top: int, left: int, height: int, width: int) -> Conditions:
-        """The conditions of a window, given in latents: hints are cut, texts stay."""
+        """The conditions of a window, given in latents: hints and `inpaint` are cut, texts stay."""
         rows, columns = (
             slice(FACTOR * top, FACTOR * (top + height)),
             slice(FACTOR * left, FACTOR * (left + width)),
         )
-        return Conditions(self.contexts, tuple(hint[..., rows, columns] for hint in self.hints))
+        inpaint = None if self.inpaint is None else self.inpaint[..., top : top + height, left : left + width]
+        return Conditions(self.contexts, tuple(hint[..., rows, columns] for hint in self.hints), inpaint)

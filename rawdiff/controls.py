@@ -11,11 +11,14 @@ from torch import nn
 
 from rawdiff import images
 from rawdiff.errors import UsageError
-from rawdiff.geometry import Size, check_size, size_like
+from rawdiff.geometry import FACTOR, Size, check_size, size_like
 from rawdiff.plan import Window
 from rawdiff.say import Say
 
 __all__ = ["Control", "choose_size", "gather", "make_hints", "recall"]
+
+LARGE_PX = 1024 * 1024
+"""The largest picture that keeps its size where nobody asks for one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,12 +124,26 @@ def recall(
     return wanted
 
 
-def choose_size(size: Size | None, native: Size, samples: Sequence[images.Samples]) -> Size:
-    """`size` checked; without one the first map's shape brought to the native area, or the native size."""
+def choose_size(
+    size: Size | None, native: Size, samples: Sequence[images.Samples], image: images.Samples | None = None
+) -> Size:
+    """`size` checked; without one the first map's shape brought to the native area, or the native size.
+
+    An image to begin from keeps its own size, if that is a multiple of 8 and not too large to be drawn at once; else
+    its shape comes before those of maps.
+    """
     if size is not None:
         if not isinstance(size, (tuple, list)) or len(size) != 2:
             raise UsageError(f"size {size!r}: expected (height, width) in pixels")
         return check_size((size[0], size[1]))
+    if image is not None:
+        height, width = image.size
+        is_whole = height % FACTOR == 0 and width % FACTOR == 0
+        return (
+            check_size(image.size)
+            if is_whole and height * width <= LARGE_PX
+            else size_like(image.size, native)
+        )
     if not samples:
         return check_size(native)
     return size_like(samples[0].size, native)

@@ -6,13 +6,40 @@ import re
 
 from rawdiff.errors import UsageError
 
-__all__ = ["FITS", "MAX_SEED", "check_text", "is_name"]
+__all__ = ["FITS", "MAX_SEED", "check_strength", "check_text", "is_name"]
 
 MAX_SEED = 2**32 - 1
 """The largest seed: torch's CPU generator repeats itself beyond."""
 
 FITS = ("crop", "pad", "stretch")
 """What can be done to a map of another aspect."""
+
+STRENGTH, MASKED_STRENGTH = 0.8, 1.0
+"""Where nobody says: diffusers' own, without a mask and with one."""
+
+
+def check_strength(
+    image: object, mask: object, strength: object, paste: object, latents: object = None
+) -> float:
+    """The strength, filled in where it is None; raises UsageError for what makes no sense with or without an image."""
+    for name, value in (("mask", mask), ("strength", strength)):
+        if image is None and value is not None:
+            raise UsageError(f"{name}: there is no image for it: give one, or leave it out")
+    if mask is None and paste is not None:
+        raise UsageError("paste: there is no mask that says what to paste back: give one, or leave it out")
+    if paste is not None and not isinstance(paste, bool):
+        raise UsageError(f"paste {_short(paste)}: expected True or False")
+    if image is not None and latents is not None:
+        raise UsageError("image and latents were given: a run begins from one of them")
+    if strength is None:
+        return STRENGTH if mask is None else MASKED_STRENGTH
+    if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0.0 < strength <= 1.0:
+        raise UsageError(f"strength {_short(strength)}: expected a number above 0 and up to 1")
+    return float(strength)
+
+
+def _short(value: object) -> str:
+    return " ".join(repr(value).split())[:80]
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")

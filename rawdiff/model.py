@@ -10,6 +10,7 @@ run.image().save("cube.png")
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -34,18 +35,20 @@ from rawdiff.arguments import (
     spread_prompts,
     spread_scales,
 )
+from rawdiff.beginning import Beginning, begin_from, part_way
 from rawdiff.conditions import Conditions, Context
 from rawdiff.controls import Control, choose_size, gather, make_hints, recall
 from rawdiff.errors import UsageError
 from rawdiff.extras import AddedLora
 from rawdiff.geometry import Size, latent_size
+from rawdiff.limits import check_strength
 from rawdiff.loop import Constrain
 from rawdiff.nets.exact import check as check_exact
 from rawdiff.nets.exact import without
 from rawdiff.noise import Noise, check_seeds, random_seed
 from rawdiff.parts import Parts
 from rawdiff.plan import Plan, make_plan
-from rawdiff.predict import EVERYTHING, Exact, prepare
+from rawdiff.predict import EVERYTHING, Exact, check_channels, prepare
 from rawdiff.probes import NO_PROBE, ProbeLike
 from rawdiff.prompts import encode_prompts
 from rawdiff.run import Run, Setup
@@ -139,6 +142,10 @@ class Model(Parts):
         timesteps: Sequence[int] | None = None,
         sigmas: Sequence[float] | None = None,
         latents: Tensor | None = None,
+        image: Any = None,
+        mask: Any = None,
+        strength: float | None = None,
+        paste: bool | None = None,
         fit: images.Fit = None,
         depth_range: images.DepthRange = None,
         depth_invert: bool = False,
@@ -158,7 +165,12 @@ class Model(Parts):
         counts up, None draws one (see `run.seeds`). `sampler` is a name ("dpm++ 2m karras"), a diffusers
         scheduler or a Sampler. `loras` are paths (or names of the model's own), each alone or with its scale,
         [("style.safetensors", 0.8)], merged into the weights for as long as this run draws; `embeddings` likewise, each
-        alone or with its trigger. `latents` [B,4,h,w] replace the first draw of noise. `exact` says which work
+        alone or with its trigger. `latents` [B,4,h,w] replace the first draw of noise.
+
+        `image` (as the maps) is what the run begins from, for the last `strength` of its steps (above 0 to 1; 0.8).
+        With a `mask` of its size only what is white there is painted anew (strength 1): by the model's inpainting
+        UNet, or else by putting the rest back after each step. The pictures get the rest pasted back unless `paste`
+        is False. Where they have an image, `size` follows from it, and `fit` holds for it too. `exact` says which work
         is done once instead of at each step (all of it, and no picture changes by more than rounding). What
         `watch` names is kept of each step; with () nothing is, and a Step is stale once the run has gone on.
         `say` is told what a person should know, a line at a time. Raises UsageError (SizeError), InputError,
@@ -171,6 +183,8 @@ class Model(Parts):
         check_watch(watch)
         check_exact(exact)
         distinct = count_prompts(prompt, count)
+        strength, masked = check_strength(image, mask, strength, paste, latents), mask is not None
+        check_channels(self.unet.config.in_channels, masked=masked)
         prompts = spread_prompts("prompt", prompt, distinct, count)
         negatives = spread_prompts("negative prompt", negative, distinct, count)
         scales = spread_scales(self.defaults.guidance if guidance is None else guidance, distinct, count)
@@ -184,6 +198,7 @@ class Model(Parts):
             say(line)
         schedule: dict[str, Any] = {"steps": steps, "timesteps": timesteps, "sigmas": sigmas, "eta": eta}
         made, spec = build_sampler(sampler, self.scheduler, self.defaults.sampler, **schedule)
+        made = made if image is None else part_way(made, strength)
         windows = [control.window for control in wanted]
         plan = make_plan(made, guidance=scales, rescale=rescale, windows=windows, device=self.device)
         if any(negatives) and not plan.guided:
@@ -191,22 +206,40 @@ class Model(Parts):
 
         with probe("hints", host=True):
             samples = [images.open_source(control.source) for control in wanted]
-            size = choose_size(size, self.defaults.native_size, samples)
-            self.check_memory(size, len(prompts), guided=plan.guided, added=added)
+            opened = None if image is None else images.open_source(image)
+            size = choose_size(size, self.defaults.native_size, samples, opened)
+            self.check_memory(size, len(prompts), guided=plan.guided, masked=masked, added=added)
             options: dict[str, Any] = {"fit": fit, "depth_range": depth_range, "depth_invert": depth_invert}
             hints = make_hints(wanted, samples, size, say=say, **options)
+            init = None
+            if opened is not None:
+                masking = images.open_source(mask) if masked else None
+                init = images.make_init_image(opened, masking, size, fit=fit, say=say)
         for control in wanted:
             self.net(control.kind, control.net, probe=probe)
-        self.put_on(added, probe)
+        unet = self.unet_for(masked=masked, probe=probe)
+        self.put_on(unet, added, probe)
         texts: dict[str, Any] = {"say": say, "probe": probe}
         cond = encode_prompts(vocabulary, self.text_encoder, prompts, clip_skip=clip_skip, **texts)
         uncond = encode_prompts(vocabulary, self.text_encoder, negatives, **texts) if plan.guided else None
-        conditions = Conditions((Context(cond, uncond),), tuple(hint.tensor[None] for hint in hints))
-
         noise = Noise(seeds, latent_size(size), self.device)
-        first = noise.draw(0) if latents is None else given_latents(latents, noise)
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        if init is not None:
+            way: dict[str, Any] = {
+                "strength": strength,
+                "channels": unet.config.in_channels,
+                "dtype": dtype,
+                "say": say,
+            }
+            begun = begin_from(init, plan, noise, self.vae, **way, probe=probe)
+        else:
+            first = noise.draw(0) if latents is None else given_latents(latents, noise)
+            begun = Beginning(start(plan, first.to(dtype), draws=int(latents is None)))
+        conditions = Conditions(
+            (Context(cond, uncond),), tuple(hint.tensor[None] for hint in hints), begun.inpaint
+        )
         account = recipe.of_run(
-            self._account(),
+            self._account(masked=masked),
             prompts=prompts,
             negatives=negatives,
             size=size,
@@ -220,6 +253,7 @@ class Model(Parts):
                 c.describe(h, self.net_hashes(c), **options) for c, h in zip(wanted, hints, strict=True)
             ],
             latents=None if latents is None else sha256(first.cpu().numpy().tobytes()).hexdigest(),
+            image=None if init is None else init.describe(strength, paste),
             loras=[one.describe() for one in added],
             embeddings=[one.describe() for one in words],
             exact=exact,
@@ -229,14 +263,14 @@ class Model(Parts):
             sampler=sampler if isinstance(sampler, str) else None,
             inputs=[opened.name for opened in samples],
             nets=[self.named_net(control) for control in wanted],
+            image=None if init is None else init.names,
             loras=[one.name for one in added],
             embeddings=[one.name for one in words],
         )
+        pasted = None if init is None or paste is False else init.paste
         setup = self._setup(plan, conditions, wanted, hints, account, origin, added, exact, say, probe)
-        state = start(
-            plan, first.to(torch.promote_types(self.dtype, torch.float32)), draws=int(latents is None)
-        )
-        return Run(setup, state, noise, watch=watch)
+        setup = replace(setup, blend=begun.blend, paste=pasted)
+        return Run(setup, begun.state, noise, watch=watch)
 
     def resume(
         self,
@@ -265,12 +299,14 @@ class Model(Parts):
         held = saved.load(path, self.device)
         if run is not None:
             saved.check_same(path, held.recipe, run.recipe)
-        account, own = held.recipe, self._account()
+        account = held.recipe
+        own = self._account(masked=recipe.is_masked(account))
         saved.check_same(path, {key: account.get(key) for key in own}, own)
         held.check_constraint(constrain)
         wanted = recall(path, account["controls"], modules)
         made, spec = rebuild_sampler(path, account["sampler"], sampler, self.scheduler)
         saved.check_same(path, {"sampler": account["sampler"]}, {"sampler": spec})
+        made = made if account["image"] is None else part_way(made, account["image"]["strength"])
         windows = [control.window for control in wanted]
         plan = make_plan(
             made,
@@ -283,7 +319,8 @@ class Model(Parts):
         size, seeds = (account["size"][0], account["size"][1]), account["seeds"]
         added = self.extras.loras([(entry["name"], entry["scale"]) for entry in account["loras"]])
         saved.check_same(path, {"loras": account["loras"]}, {"loras": [one.describe() for one in added]})
-        self.check_memory(size, len(seeds), guided=plan.guided, added=added)
+        masked = recipe.is_masked(account)
+        self.check_memory(size, len(seeds), guided=plan.guided, masked=masked, added=added)
         hints = tuple(
             images.Hint(entry["kind"], tensor[0], entry["sha256"], entry["hint"])
             for entry, tensor in zip(account["controls"], held.conditions.hints, strict=True)
@@ -292,6 +329,7 @@ class Model(Parts):
         setup = self._setup(
             plan, held.conditions, wanted, hints, account, held.origin, added, exact, say, probe
         )
+        setup = replace(setup, blend=held.blend, paste=held.paste)
         for control, entry in zip(wanted, account["controls"], strict=True):
             name = f"controlnet {control.kind}"
             saved.check_same(path, {name: entry["weights"]}, {name: self.net_hashes(control)})
@@ -301,9 +339,9 @@ class Model(Parts):
             resumed.constrain(constrain, forget=held.constraint["forget"])
         return resumed
 
-    def _account(self) -> dict[str, Any]:
-        """What of an account is the model's."""
-        return recipe.of_model(self.source, self.hashes(), self.dtype)
+    def _account(self, *, masked: bool) -> dict[str, Any]:
+        """What of an account is the model's, in a run with a mask or without one."""
+        return recipe.of_model(self.source, self.hashes(masked=masked), self.dtype)
 
     def _setup(
         self,
@@ -321,6 +359,7 @@ class Model(Parts):
         loaded = [self.net(control.kind, control.net, probe=probe) for control in controls]
         names = [control.kind for control in controls]
         options: dict[str, Any] = {"names": names, "guess": bool(account["guess"]), "exact": exact}
-        options["hold"] = partial(self.put_on, added)
-        predict = prepare(plan, conditions, self.unet, loaded, **options, probe=probe)
+        unet = self.unet_for(masked=recipe.is_masked(account), probe=probe)
+        options["hold"] = partial(self.put_on, unet, added)
+        predict = prepare(plan, conditions, unet, loaded, **options, probe=probe)
         return Setup(plan, conditions, predict, self.vae, account, origin, hints, say, probe)

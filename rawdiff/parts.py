@@ -9,18 +9,39 @@ import torch
 from torch import nn
 
 from rawdiff import nets, weights
+from rawdiff.adapting import Adapting
 from rawdiff.controls import Control
 from rawdiff.errors import UsageError, WeightsError
 from rawdiff.extras import AddedEmbedding, AddedLora, Extras
 from rawdiff.geometry import Size
+from rawdiff.predict import INPAINT_CHANNELS, check_channels
 from rawdiff.probes import NO_PROBE, ProbeLike
 from rawdiff.say import Say, say_on_stderr
 from rawdiff.vocabulary import Vocabulary, add_words
 
-__all__ = ["Parts"]
+__all__ = ["PARTS", "Parts", "part_hashes", "unet_config"]
 
 PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
 """What every model has."""
+
+
+def unet_config(source: weights.Source, defaults: weights.Defaults, *, masked: bool) -> dict[str, Any]:
+    """The config of the UNet that runs with a mask, or without one; UsageError where no UNet of the model can."""
+    own = weights.read_config(source, "unet")
+    if masked and defaults.inpaint is not None:
+        config = weights.read_config(defaults.inpaint, "unet")
+        _check_inpaint(config, own)
+        return config
+    check_channels(own.get("in_channels", 4), masked=masked)
+    return own
+
+
+def part_hashes(source: weights.Source, defaults: weights.Defaults, *, masked: bool) -> dict[str, str]:
+    """SHA-256 of the files of every part that a run with a mask, or without one, computes with, by path."""
+    if not masked or defaults.inpaint is None:
+        return weights.hashes(source, *PARTS)
+    others = weights.hashes(source, *(part for part in PARTS if part != "unet"))
+    return others | weights.hashes(defaults.inpaint, "unet")
 
 
 class Parts:
@@ -54,10 +75,10 @@ class Parts:
         self._named = {} if nets is None else dict(nets)
         self._sources = {**defaults.controls, **self._named}
         self._loaded: dict[tuple[str, str], tuple[Any, weights.Source]] = {}
+        self._inpaint: Any = None
         self._offline, self._say = offline, say
         self.extras = Extras(source, defaults)
-        self._adapters: weights.Adapters | None = None
-        self._on: tuple[tuple[weights.Lora, float], ...] = ()
+        self._adapting = Adapting(text_encoder)
 
     def __repr__(self) -> str:
         kinds = ", ".join(self.controls) or "no controls"
@@ -96,32 +117,35 @@ class Parts:
             )
         return wanted
 
+    def unet_for(self, *, masked: bool, probe: ProbeLike = NO_PROBE) -> Any:
+        """The UNet that runs with a mask, or without one.
+
+        With one that is the model's inpainting UNet, loaded when first asked for, where it has one beside its own.
+        Raises UsageError where none of the model's can, WeightsError.
+        """
+        if masked and self.defaults.inpaint is not None:
+            if self._inpaint is None:
+                with probe("load"), probe("inpainting unet"):
+                    loaded = weights.load_unet(self.defaults.inpaint, device=self.device, dtype=self.dtype)
+                nets.unet.check(loaded)
+                _check_inpaint(loaded.config, self.unet.config)
+                self._inpaint = loaded
+            return self._inpaint
+        check_channels(self.unet.config.in_channels, masked=masked)
+        return self.unet
+
     @property
     def adapters(self) -> weights.Adapters:
-        """The LoRAs in the weights; runs put on and take off what they were prepared with."""
-        if self._adapters is None:
-            self._adapters = weights.Adapters(self.unet, self.text_encoder)
-        return self._adapters
+        """The LoRAs in the model's own UNet and text encoder; runs put on and take off what they were prepared with."""
+        return self._adapting.of(self.unet)
 
-    def put_on(self, added: Sequence[AddedLora], probe: ProbeLike = NO_PROBE) -> None:
-        """Have exactly these LoRAs in the weights, which are then the same to the bit as they were with them before.
+    def put_on(self, unet: Any, added: Sequence[AddedLora], probe: ProbeLike = NO_PROBE) -> None:
+        """Have exactly these LoRAs in the weights of a run's UNet and of the text encoder, and none in another UNet.
 
-        Raises UsageError where others were put on by hand, WeightsError, ResourceError.
+        The weights are then the same to the bit as they were with them before. Raises UsageError where others were put
+        on by hand, WeightsError, ResourceError.
         """
-        if self._adapters is None and not added:
-            return
-        wanted, applied = tuple((one.lora, one.scale) for one in added), self.adapters.applied
-        if applied and applied != self._on:
-            raise UsageError(
-                "the model's LoRAs were changed by hand (adapters.set): call model.adapters.clear(), and give them to "
-                "prepare, as loras=[(path, scale)]"
-            )
-        if wanted != applied:
-            try:
-                with probe("loras"):
-                    self.adapters.set(wanted)
-            finally:
-                self._on = self.adapters.applied
+        self._adapting.put_on(unet, added, probe)
 
     def vocabulary(self, added: Sequence[AddedEmbedding]) -> Vocabulary:
         """The tokenizer's words, and the triggers of these; raises UsageError, WeightsError where one does not fit."""
@@ -129,9 +153,9 @@ class Parts:
         limits = int(config.hidden_size), int(config.max_position_embeddings)
         return add_words(self.tokenizer, [one.embedding for one in added], *limits)
 
-    def hashes(self) -> dict[str, str]:
-        """SHA-256 of the files that the parts were loaded from, ControlNets not included, by path."""
-        return weights.hashes(self.source, *PARTS)
+    def hashes(self, *, masked: bool = False) -> dict[str, str]:
+        """SHA-256 of the files of the parts, ControlNets not included, by path; `masked` as for `unet_for`."""
+        return part_hashes(self.source, self.defaults, masked=masked)
 
     def net_hashes(self, control: Control) -> dict[str, str] | None:
         """The same of a control's net, once it is loaded; None for a module, which has no file."""
@@ -145,14 +169,22 @@ class Parts:
             return None
         return self._loaded[_key(control.kind, control.net)][1]
 
-    def check_memory(self, size: Size, batch: int, *, guided: bool, added: Sequence[AddedLora] = ()) -> None:
+    def check_memory(
+        self,
+        size: Size,
+        batch: int,
+        *,
+        guided: bool,
+        masked: bool = False,
+        added: Sequence[AddedLora] = (),
+    ) -> None:
         """Raise SizeError where `batch` pictures of this size cannot fit into the memory that is free now.
 
         On a CPU the copies of the weights that LoRAs change count too. Raises WeightsError for one that does not fit.
         """
         options: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
         if added:
-            copies = self.adapters.more_bytes([(one.lora, one.scale) for one in added])
+            copies = self._adapting.more_bytes(self.unet_for(masked=masked), added)
             options["beside"] = copies if self.device.type == "cpu" else 0
         weights.check_memory(self.unet.config, self.vae.config, size, batch=batch, guided=guided, **options)
 
@@ -165,5 +197,17 @@ def _check(unet: Any, vae: Any, text_encoder: Any) -> None:
     nets.unet.check(unet)
     nets.vae.check(vae)
     nets.text.check(text_encoder)
-    if unet.config.in_channels != 4:
-        raise WeightsError(f"unet: takes {unet.config.in_channels} channels, expected 4: not supported yet")
+    if unet.config.in_channels not in (4, INPAINT_CHANNELS):
+        raise WeightsError(
+            f"unet: takes {unet.config.in_channels} channels, expected 4, or {INPAINT_CHANNELS} for inpainting"
+        )
+
+
+def _check_inpaint(config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Raise WeightsError unless this is the config of an inpainting UNet that reads the same text."""
+    key = "cross_attention_dim"
+    for name, expected in (("in_channels", INPAINT_CHANNELS), (key, own.get(key))):
+        if config.get(name) != expected:
+            raise WeightsError(
+                f"the model's inpainting unet: {name} is {config.get(name)}, expected {expected}"
+            )

@@ -13,16 +13,31 @@ import torch
 from torch import Tensor
 
 from rawdiff.conditions import Conditions, Context
+from rawdiff.errors import UsageError
 from rawdiff.nets import blocks, controlnet, unet
 from rawdiff.nets.controlnet import Residuals
 from rawdiff.nets.exact import EVERYTHING, Exact
 from rawdiff.nets.exact import check as check_exact
+from rawdiff.nets.halves import spread
 from rawdiff.nets.memory import telling_out_of_memory
 from rawdiff.nets.tables import Bound
 from rawdiff.plan import Plan, Row
 from rawdiff.probes import NO_PROBE, ProbeLike
 
-__all__ = ["EVERYTHING", "Exact", "Hold", "Predict", "Prediction", "guide", "prepare"]
+__all__ = [
+    "EVERYTHING",
+    "INPAINT_CHANNELS",
+    "Exact",
+    "Hold",
+    "Predict",
+    "Prediction",
+    "check_channels",
+    "guide",
+    "prepare",
+]
+
+INPAINT_CHANNELS = 9
+"""What an inpainting UNet takes: the latents' 4, the mask, and 4 of the picture's latents outside it."""
 
 
 class Prediction(NamedTuple):
@@ -71,6 +86,7 @@ class _Networks:
         self.dtype = network.net.conv_in.weight.dtype
         self.out_dtype = torch.promote_types(self.dtype, torch.float32)
         self.controls: list[_Control | None] = []
+        self.inpaint: Tensor | None = None  # [1 or B,5,h,w]
 
     @torch.no_grad()
     def __call__(self, x: Tensor, row: Row, probe: ProbeLike = NO_PROBE) -> Prediction:
@@ -78,12 +94,13 @@ class _Networks:
             self.hold(probe)
         half = x.to(self.dtype)
         full = torch.cat([half, half]) if row.guided and not self.exact.prefix else half
+        seen = full if self.inpaint is None else torch.cat([full, spread(self.inpaint, len(full))], dim=1)
         found = tuple(self._control(k, half, full, row, probe) for k in range(len(self.controls)))
         net, text, divide = self.network.net, self.network.text(row.context, row.guided), not self.exact.scale
         with probe("unet encode"):
             time = self.network.time(row.t, row.t_device())
-            emb = blocks.embed_time(net, time, full) if isinstance(time, Tensor) else time
-            skips, middle = unet.encode(net, full, emb, text, divide)
+            emb = blocks.embed_time(net, time, seen) if isinstance(time, Tensor) else time
+            skips, middle = unet.encode(net, seen, emb, text, divide)
         with probe("unet decode"):
             active = [residuals for residuals in found if residuals is not None]
             if active:
@@ -164,9 +181,16 @@ def prepare(
     if hold is not None:
         hold(probe)
     dtype, device = net.conv_in.weight.dtype, net.conv_in.weight.device
+    channels, inpaint = net.config.in_channels, conditions.inpaint
+    check_channels(channels, masked=inpaint is not None)
+    if inpaint is not None and channels != INPAINT_CHANNELS:
+        raise UsageError(
+            f"inpaint: this UNet takes {channels} channels, expected {INPAINT_CHANNELS}: mask its x by a Blend"
+        )
     texts = [_on(context, device, dtype) for context in conditions.contexts]
     times = {row.t: row.t_device() for row in plan.rows}
     networks = _Networks(Bound(net, texts, times, exact), exact, hold)
+    networks.inpaint = None if inpaint is None else inpaint.to(device, dtype)
     for k, (module, hint) in enumerate(zip(nets, conditions.hints, strict=True)):
         if not plan.active(k):
             networks.controls.append(None)
@@ -187,6 +211,15 @@ def prepare(
             )
         )
     return networks
+
+
+def check_channels(channels: int, *, masked: bool) -> None:
+    """Raise UsageError for a UNet that is made for inpainting, by its channels, in a run without a mask."""
+    if channels == INPAINT_CHANNELS and not masked:
+        raise UsageError(
+            f"this model's UNet takes {channels} channels, for inpainting alone: give an image and a mask, or take "
+            "another model"
+        )
 
 
 def _on(context: Context, device: torch.device, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rawdiff import images, recipe, saved
 from rawdiff.arguments import check_callables, check_flags, check_path, check_whole
+from rawdiff.blend import Blend
 from rawdiff.conditions import Conditions
 from rawdiff.decode import decode
 from rawdiff.errors import UsageError
@@ -47,6 +48,10 @@ class Setup:
     hints: tuple[images.Hint, ...]
     say: Say
     probe: ProbeLike
+    blend: Blend | None = None
+    """What a mask makes of x after each step, with an ordinary UNet."""
+    paste: images.Paste | None = None
+    """What of the finished pictures is taken from the one that the run began from."""
 
 
 class Run:
@@ -98,7 +103,7 @@ class Run:
                 self.setup.predict,
                 self._noise,
                 watch=self.watch,
-                constrain=self._constrain,
+                constrain=self._constraint(),
                 forget=self._forget,
                 probe=self.setup.probe,
             )
@@ -108,6 +113,13 @@ class Run:
             self._loop = None
             raise
         return self._step.keep() if self.watch else self._step
+
+    def _constraint(self) -> Constrain | None:
+        """The mask's constraint, then a person's."""
+        blend, change = self.setup.blend, self._constrain
+        if blend is None or change is None:
+            return change if blend is None else blend
+        return lambda x, row: change(blend(x, row), row)
 
     def _halt(self) -> None:
         """Let go of the loop; the next step begins a new one from the state."""
@@ -203,7 +215,7 @@ class Run:
         return found
 
     def image(self, k: int = 0) -> Image:
-        """Picture `k` of the batch; before the end, that of the x0 so far."""
+        """Picture `k` of the batch; before the end, that of the x0 so far. What a mask keeps is pasted back into it."""
         if check_whole("image", k) >= len(self.seeds):
             raise UsageError(f"image {k}: this run has {len(self.seeds)}, numbered from 0")
         return self._decoded(self.x0[k : k + 1])[0]
@@ -236,7 +248,9 @@ class Run:
 
     def _decoded(self, latents: Tensor) -> list[Image]:
         pictures = decode(self.setup.vae, latents, say=self.setup.say, probe=self.setup.probe)
-        return [images.to_pil(picture) for picture in pictures]
+        drawn = [images.to_pil(picture) for picture in pictures]
+        paste = self.setup.paste
+        return drawn if paste is None else [paste(picture) for picture in drawn]
 
     def fork(self) -> Run:
         """A run of its own from where this one stands."""
@@ -257,6 +271,8 @@ class Run:
             self.setup.plan,
             self.state,
             self._x0_so_far(),
+            blend=self.setup.blend,
+            paste=self.setup.paste,
             constraint=None if self._constrain is None else {"forget": self._forget},
             overwrite=overwrite,
         )

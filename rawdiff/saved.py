@@ -19,9 +19,10 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from rawdiff import strict_json
+from rawdiff.blend import Blend
 from rawdiff.conditions import Conditions, Context
 from rawdiff.errors import InputError, UsageError, WeightsError
-from rawdiff.images import write_file
+from rawdiff.images import Paste, write_file
 from rawdiff.plan import Plan
 from rawdiff.recipe import compare
 from rawdiff.state import RunState
@@ -46,6 +47,9 @@ class Saved:
     x0: Tensor | None
     table: Tensor
     """The sampler's table from its last restart on, float64 [M,1+k,3+k]; empty without one."""
+    blend: Blend | None
+    """What a mask makes of x; its tensors are on the state's device."""
+    paste: Paste | None
     constraint: Mapping[str, bool] | None
     """How `Run.constrain` was in force ({"forget": ...}), or None; what it does is in no file."""
 
@@ -89,6 +93,8 @@ def save(
     state: RunState,
     x0: Tensor | None,
     *,
+    blend: Blend | None = None,
+    paste: Paste | None = None,
     constraint: Mapping[str, bool] | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -102,6 +108,10 @@ def save(
             tensors[f"context.{k}.uncond"] = context.uncond
     for k, hint in enumerate(conditions.hints):
         tensors[f"hint.{k}"] = hint
+    if conditions.inpaint is not None:
+        tensors["inpaint"] = conditions.inpaint
+    for name, whole in (("blend", blend), ("paste", paste)):
+        tensors |= {} if whole is None else {f"{name}.{key}": part for key, part in vars(whole).items()}
     sampler = _pack(state.s, "s", tensors)
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     body = {
@@ -155,19 +165,29 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Saved:
         place = body["i"], body["draws"], tuple(body["restarts"]), body["by_hand"]
         state = RunState(tensors["x"].to(device), s, *place)
         x0 = tensors["x0"].to(device) if "x0" in tensors else None
-        conditions = Conditions(tuple(contexts), tuple(hints))
+        conditions = Conditions(tuple(contexts), tuple(hints), tensors.get("inpaint"))
+        kept = {key: tensor.to(device) for key, tensor in _within("blend", tensors).items()}
+        pasted = _within("paste", tensors)
         constraint = body["constraint"]
         if constraint is not None and type(constraint["forget"]) is not bool:
             raise ValueError("constraint")
         if type(state.by_hand) is not bool:
             raise ValueError("by_hand")
         return Saved(
-            path, body["recipe"], body["origin"], conditions, state, x0, tensors["table"], constraint
-        )
+            path, body["recipe"], body["origin"], conditions, state, x0, tensors["table"],
+            Blend(**kept) if kept else None, Paste(**pasted) if pasted else None, constraint,
+        )  # fmt: skip
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: not a saved run that this version reads ({type(error).__name__})"
         ) from error
+
+
+def _within(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors saved under `name.`, by the rest of their names."""
+    return {
+        key.removeprefix(f"{name}."): found for key, found in tensors.items() if key.startswith(f"{name}.")
+    }
 
 
 def check_same(path: str | Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from rawdiff.cli import main
 
-__all__ = ["Result", "Terminal", "all_files", "blank", "depth_map", "pixels", "rawdiff"]
+__all__ = ["Result", "Terminal", "all_files", "blank", "depth_map", "pixels", "rawdiff", "write_levels"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,11 @@ def depth_map(path: Path, size: tuple[int, int] = (48, 72), turn: float = 1.0) -
     far = np.hypot((x - size[1] / 2) * turn, y - size[0] / 2) / max(size)
     Image.fromarray((65535 * np.clip(1 - far, 0, 1)).astype(np.uint16)).save(path)
     return path
+
+
+def write_levels(array: np.ndarray, path: Path) -> None:
+    """An array in 0..1 as an 8-bit PNG, grey or in colour."""
+    Image.fromarray(np.rint(255 * array).astype(np.uint8)).save(path)
 
 
 def pixels(path: str | Path) -> np.ndarray:

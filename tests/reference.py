@@ -46,27 +46,26 @@ def grey_levels(ours: Image, theirs: Image) -> int:
     return int(np.abs(np.asarray(ours).astype(int) - np.asarray(theirs).astype(int)).max())
 
 
-def _pipeline(model: Model, scheduler: Any, nets: Sequence[Any]) -> Any:
-    from diffusers import StableDiffusionControlNetPipeline, StableDiffusionPipeline
+def _pipeline(model: Model, scheduler: Any, nets: Sequence[Any], way: str = "", unet: Any = None) -> Any:
+    """`way` is "", "Img2Img" or "Inpaint"."""
+    import diffusers
 
+    kind = getattr(diffusers, f"StableDiffusion{'ControlNet' if nets else ''}{way}Pipeline")
     encoder = model.text_encoder
     encoder.__dict__["text_model"] = encoder  # diffusers looks one level too deep when layers are skipped
     parts = {
         "vae": model.vae,
         "text_encoder": encoder,
         "tokenizer": model.tokenizer,
-        "unet": model.unet,
+        "unet": model.unet if unet is None else unet,
         "scheduler": copy.deepcopy(scheduler),
         "safety_checker": None,
         "feature_extractor": None,
         "requires_safety_checker": False,
     }
     if nets:
-        pipeline = StableDiffusionControlNetPipeline(
-            controlnet=nets[0] if len(nets) == 1 else list(nets), **parts
-        )
-    else:
-        pipeline = StableDiffusionPipeline(**parts)
+        parts["controlnet"] = nets[0] if len(nets) == 1 else list(nets)
+    pipeline = kind(**parts)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -79,26 +78,37 @@ def reference(
     *,
     seeds: Sequence[int],
     size: tuple[int, int],
+    image: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+    unet: Any = None,
     **call: Any,
 ) -> Reference:
-    """Run diffusers' pipeline; `call` goes to it as it is (its names: guidance_scale, clip_skip, ...)."""
+    """Run diffusers' pipeline; `call` goes to it as it is (its names: guidance_scale, clip_skip, ...).
+
+    `image` [H,W,3] and `mask` [H,W] choose image to image or inpainting, `unet` is in place of the model's own.
+    """
     xs: list[Tensor] = []
 
     def record(pipeline: Any, i: int, t: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         xs.append(tensors["latents"].clone())
         return {}
 
-    pipeline = _pipeline(model, scheduler, [control.net for control in controls])
+    way = "" if image is None else "Img2Img" if mask is None else "Inpaint"
+    pipeline = _pipeline(model, scheduler, [control.net for control in controls], way, unet)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     if controls:
         maps = [torch.from_numpy(control.source).permute(2, 0, 1)[None] for control in controls]
         one = len(controls) == 1
-        call["image"] = maps[0] if one else maps
+        call["image" if image is None else "control_image"] = maps[0] if one else maps
         call["controlnet_conditioning_scale"] = controls[0].weight if one else [c.weight for c in controls]
         call["control_guidance_start"] = [c.start for c in controls]
         call["control_guidance_end"] = [c.end for c in controls]
-    else:
+    elif way != "Img2Img":
         call["height"], call["width"] = size
+    if image is not None:  # one for each seed: a single one is encoded with the first seed's noise for all
+        call["image"] = torch.from_numpy(image).permute(2, 0, 1).repeat(len(seeds), 1, 1, 1)
+    if mask is not None:
+        call["mask_image"] = torch.from_numpy(mask).repeat(len(seeds), 1, 1, 1)
     images = pipeline(
         prompt,
         generator=generators if len(generators) > 1 else generators[0],

@@ -147,7 +147,10 @@ def _strengthen_text(net: nn.Module) -> None:
 
 
 def small_vae(seed: int = 0, **changes: Any) -> Any:
-    """An AutoencoderKL of factor 8 with four latent channels."""
+    """An AutoencoderKL of factor 8 with four latent channels.
+
+    A picture's latents are about as large as a trained one's, or else they would drown in the run's noise.
+    """
     from diffusers import AutoencoderKL
 
     config = {
@@ -161,7 +164,15 @@ def small_vae(seed: int = 0, **changes: Any) -> Any:
         "scaling_factor": 0.18215,
         **changes,
     }
-    return _built(lambda: AutoencoderKL(**config), seed)
+
+    def build() -> Any:
+        vae = AutoencoderKL(**config)
+        if vae.quant_conv is not None:
+            with torch.no_grad():
+                vae.quant_conv.weight[:4] *= 20.0
+        return vae
+
+    return _built(build, seed)
 
 
 def small_text_encoder(seed: int = 0, *, layers: int = 3, **changes: Any) -> Any:
@@ -285,11 +296,13 @@ def small_folder(
     prediction_type: str = "epsilon",
     dtype: torch.dtype = torch.float32,
     native_size: tuple[int, int] = (64, 64),
+    inpaint: bool = False,
 ) -> Path:
     """Write a whole model (and a `controlnet_<kind>/` for each of `nets`) to `path`; return it as a Path.
 
     Parts use seeds `seed`, `seed`+10, ... : `small_unet(seed)`, `small_vae(seed + 10)`,
-    `small_text_encoder(seed + 20)`, `small_controlnet(unet, seed + 30 + k)`. `from_pretrained` of diffusers'
+    `small_text_encoder(seed + 20)`, `small_controlnet(unet, seed + 30 + k)`; with `inpaint` there is also an
+    inpainting UNet, `small_unet(seed + 5, in_channels=9)`, in `unet_inpaint/`. `from_pretrained` of diffusers'
     pipelines opens it too.
     """
     path = Path(path)
@@ -297,6 +310,8 @@ def small_folder(
     small_tokenizer(path / "tokenizer")
     _write_module(small_text_encoder(seed + 20), path / "text_encoder", dtype, "text_model.", "model")
     _write_module(unet, path / "unet", dtype)
+    if inpaint:
+        _write_module(small_unet(seed + 5, shape=shape, in_channels=9), path / "unet_inpaint", dtype)
     _write_module(small_vae(seed + 10), path / "vae", dtype)
     small_scheduler(scheduler, prediction_type=prediction_type).save_config(path / "scheduler")
     for k, kind in enumerate(nets):
@@ -323,6 +338,7 @@ def small_folder(
         "guidance": 4.0,
         "sampler": None,
         "controls": {kind: f"controlnet_{kind}" for kind in nets},
+        **({"inpaint": "unet_inpaint"} if inpaint else {}),
     }
     (path / "model_index.json").write_text(json.dumps(index, indent=2))
     (path / "rawdiff.json").write_text(json.dumps(defaults, indent=2))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,6 +29,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(folder: Path) -> Model:
     return rawdiff.load(folder, device="cpu")
 
+
+IMAGE = hint((48, 40), 2)
+MASK, THIN = np.zeros((2, 48, 40), np.float32)
+MASK[8:32, 8:32], THIN[:, 9:12] = 1.0, 1.0
 
 REFUSED: dict[str, tuple[dict[str, Any], type[RawdiffError], str]] = {
     "size": ({"size": (50, 40)}, SizeError, "size 40x50 is not a multiple of 8: use 40x48 or 40x56"),
@@ -104,6 +109,58 @@ REFUSED: dict[str, tuple[dict[str, Any], type[RawdiffError], str]] = {
         WeightsError,
         "controlnet: found a Linear, expected a ControlNetModel",
     ),
+    "strength": ({"image": IMAGE, "strength": 0.0}, UsageError, r"strength 0\.0: expected a number above 0"),
+    "strength high": (
+        {"image": IMAGE, "strength": 1.1},
+        UsageError,
+        r"strength 1\.1: expected a number above 0",
+    ),
+    "strength nan": ({"image": IMAGE, "strength": float("nan")}, UsageError, "strength nan"),
+    "strength text": ({"image": IMAGE, "strength": "1"}, UsageError, "strength '1'"),
+    "strength flag": ({"image": IMAGE, "strength": True}, UsageError, "strength True"),
+    "strength small": (
+        {"image": IMAGE, "strength": 0.1},
+        UsageError,
+        r"strength 0\.1: leaves none of 5 steps: take at least 0\.2, or more steps",
+    ),
+    "strength alone": ({"strength": 0.5}, UsageError, "strength: there is no image for it"),
+    "mask alone": ({"mask": MASK}, UsageError, "mask: there is no image for it"),
+    "paste alone": ({"image": IMAGE, "paste": False}, UsageError, "paste: there is no mask that says"),
+    "paste": ({"image": IMAGE, "mask": MASK, "paste": 1}, UsageError, "paste 1: expected True or False"),
+    "image and latents": (
+        {"image": IMAGE, "latents": torch.zeros(1, 4, 6, 5)},
+        UsageError,
+        "image and latents were given: a run begins from one of them",
+    ),
+    "image number": ({"image": 5}, InputError, "a int is no picture"),
+    "image aspect": ({"image": IMAGE[:24]}, InputError, "40x24 has another aspect than the picture's 40x48"),
+    "image padded": (
+        {"image": IMAGE[:24], "fit": "pad"},
+        UsageError,
+        "fit pad: the border of an image is painted anew by a mask: give one",
+    ),
+    "mask shape": (
+        {"image": IMAGE, "mask": MASK[:40]},
+        InputError,
+        "array: the mask is 40x40 and the image 40x48: make them the same size",
+    ),
+    "mask colour": (
+        {"image": IMAGE, "mask": IMAGE},
+        InputError,
+        "is a colour picture; expected a mask in grey",
+    ),
+    "mask empty": ({"image": IMAGE, "mask": MASK * 0}, InputError, "the mask is white nowhere"),
+    "mask dark": ({"image": IMAGE, "mask": MASK * 0.4}, InputError, "the mask is white nowhere"),
+    "mask thin": (
+        {"image": IMAGE, "mask": THIN},
+        InputError,
+        "white parts are too thin: make them at least 8",
+    ),
+    "mask bright": (
+        {"image": IMAGE, "mask": MASK * 255},
+        InputError,
+        r"values 0\.\.255; expected 8 or 16 bits",
+    ),
     "no net": ({"controls": [Control("depth", DEPTH, net="./nowhere")]}, WeightsError, "nowhere"),
 }
 
@@ -149,13 +206,27 @@ def test_a_net_of_another_family(model: Model) -> None:
         prepared(model, controls=[Control("any", hint((48, 40), 0), net=net)])
 
 
-def test_an_inpainting_unet_is_refused(model: Model) -> None:
-    with pytest.raises(WeightsError, match="9 channels"):
-        Model(
-            source=model.source, unet=small_unet(0, in_channels=9), vae=model.vae, scheduler=model.scheduler,
-            text_encoder=model.text_encoder, tokenizer=model.tokenizer, device=model.device, dtype=model.dtype,
-            defaults=model.defaults,
-        )  # fmt: skip
+def with_unet(model: Model, channels: int) -> Model:
+    return Model(
+        source=model.source, unet=small_unet(0, in_channels=channels), vae=model.vae, scheduler=model.scheduler,
+        text_encoder=model.text_encoder, tokenizer=model.tokenizer, device=model.device, dtype=model.dtype,
+        defaults=model.defaults,
+    )  # fmt: skip
+
+
+def test_a_unet_of_other_channels_is_refused(model: Model) -> None:
+    with pytest.raises(WeightsError, match="unet: takes 8 channels, expected 4, or 9 for inpainting"):
+        with_unet(model, 8)
+
+
+def test_an_inpainting_unet_wants_a_mask(model: Model) -> None:
+    wide = with_unet(model, 9)
+    for given in ({}, {"image": IMAGE}):
+        with pytest.raises(
+            UsageError, match="this model's UNet takes 9 channels, for inpainting alone: give"
+        ):
+            prepared(wide, **given)
+    assert len(prepared(wide, image=IMAGE, mask=MASK)) == 5
 
 
 LOADED: dict[str, tuple[dict[str, Any], str]] = {

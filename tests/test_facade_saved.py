@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import pytest
 import torch
@@ -57,6 +58,8 @@ def thresholding() -> Any:
 
 
 CONTROLLED: dict[str, Any] = {"depth": DEPTH, "size": (48, 32)}
+IMAGE = hint((48, 40), 2)
+MASK = np.pad(np.ones((24, 24), np.float32), ((8, 16), (8, 8)))
 RESUMED: dict[str, dict[str, Any]] = {
     "plain": {},
     "history": {"sampler": "unipc"},
@@ -69,6 +72,9 @@ RESUMED: dict[str, dict[str, Any]] = {
     "latents": {"latents": torch.ones(1, 4, 6, 5), "sampler": "euler a"},
     "schedule": {"timesteps": [901, 501, 301, 1], "steps": None, "sampler": "ddpm"},
     "eta": {"eta": 0.5},
+    "image": {"image": IMAGE, "strength": 0.6, "sampler": "dpm++ 2m sde karras"},
+    "mask": {"image": IMAGE, "mask": MASK, "strength": 0.8, "sampler": "euler a"},
+    "mask, not pasted": {"image": IMAGE, "mask": MASK, "paste": False},
 }
 
 

@@ -14,14 +14,27 @@ PACKAGE = Path(__file__).parents[1] / "rawdiff"
 
 ORDER = [
     "version", "errors", "limits", "say", "strict_json", "geometry", "probes", "noise", "sampler",
-    "conditions", "plan", "state", "nets", "graphs",
+    "conditions", "plan", "state", "blend", "nets", "graphs",
     "predict", "step", "loop", "weights", "images", "controls", "vocabulary", "prompts", "arguments", "extras",
-    "decode", "recipe", "saved", "run", "parts", "model", "jobs", "study", "cli", "__main__",
+    "adapting", "decode", "encode", "beginning", "recipe", "saved", "run", "parts", "model", "jobs", "study", "cli",
+    "__main__",
 ]  # fmt: skip
 """A module imports from those before it. `rawdiff/__init__.py` is beside the order: it looks names up lazily."""
 
 FORBIDDEN = [("images", "weights"), ("weights", "images")]
-CENTRE = ["noise", "sampler", "conditions", "plan", "state", "nets", "graphs", "predict", "step", "loop"]
+CENTRE = [
+    "noise",
+    "sampler",
+    "conditions",
+    "plan",
+    "state",
+    "blend",
+    "nets",
+    "graphs",
+    "predict",
+    "step",
+    "loop",
+]
 """What knows nothing of images, files, devices or commands."""
 LIBRARIES = {"diffusers": ["weights", "nets"], "transformers": ["weights", "nets"]}
 

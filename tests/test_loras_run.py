@@ -55,7 +55,7 @@ def pristine(model: Model) -> State:
 def weights_as_in_the_file(model: Model, pristine: State) -> Iterator[None]:
     """Whatever a test did: with LoRAs taken off every weight is what it was, to the bit."""
     yield
-    model.put_on(())
+    model.put_on(model.unet, ())
     assert same(state(networks(model)), pristine)
 
 
@@ -95,7 +95,7 @@ def files(changes: list[Changes], tmp_path_factory: pytest.TempPathFactory) -> l
 
 def merged_by_hand(model: Model, *pairs: tuple[Changes, float]) -> Model:
     """A model of its own whose weights have the products added by plain arithmetic."""
-    model.put_on(())  # a copy of the weights in the file
+    model.put_on(model.unet, ())  # a copy of the weights in the file
     other = copy.copy(model)
     other.unet, other.text_encoder = copy.deepcopy(model.unet), copy.deepcopy(model.text_encoder)
     nets = networks(other)
@@ -202,7 +202,6 @@ def test_without_the_change_of_turns_a_run_would_be_another(
     assert error(finished(run), straight) >= 100 * END
     monkeypatch.undo()
     model.adapters.set(())
-    model._on = ()
 
 
 def test_runs_of_one_kind_merge_once(model: Model, files: list[Path]) -> None:

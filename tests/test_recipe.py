@@ -141,6 +141,33 @@ def test_canonical_json_refuses_what_json_has_not(value: Any) -> None:
         recipe.canonical({"x": value})
 
 
+IMAGE: dict[str, Any] = {"sha256": DIGEST, "mask": DIGEST[::-1], "strength": 0.7, "paste": True, "fit": None}
+
+
+def with_image(**changes: Any) -> dict[str, Any]:
+    names = {"path": "room.png", "mask": "mask.png"}
+    return recipe.build({**PICTURE, "image": {**IMAGE, **changes}}, {**MADE, "image": names})
+
+
+@pytest.mark.parametrize("key", IMAGE)
+def test_an_image_decides_and_is_checked(key: str) -> None:
+    built = with_image()
+    assert recipe.check(built, "a.png") == built
+    value = "crop" if key == "fit" else other(IMAGE[key])
+    assert (
+        len({found["id"] for found in (built, with_image(**{key: value}), recipe.build(PICTURE, MADE))}) == 3
+    )
+    with pytest.raises(InputError, match=r"picture\.image is"):
+        recipe.check(with_image(**{key: [1]}), "a.png")
+    for bad in (
+        with_image(mask=None),
+        recipe.build(built["picture"], MADE),
+        recipe.build(PICTURE, built["made"]),
+    ):
+        with pytest.raises(InputError, match="an image or a mask without a name, or a name without one"):
+            recipe.check(bad, "a.png")
+
+
 def test_the_id_is_golden() -> None:
     # Pictures drawn by an older rawdiff are told by this: it changes only with FORMAT.
     assert recipe.job_id(PICTURE) == "20b798ebe7f81434e4118022f3ed951c7f08134fb629755eb34fef94a7d09a55"

@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from rawdiff.errors import UsageError
-from rawdiff.sampler import Sampler, SamplerTable, SchedulerSampler, make_sampler, renoise, tabulate
+from rawdiff.sampler import (
+    Sampler,
+    SamplerTable,
+    SchedulerSampler,
+    count_steps,
+    make_sampler,
+    renoise,
+    tabulate,
+)
 from rawdiff.sampler.drive import hush
 from tests.sampler_cases import BY_ID, CASES, SD, Case, Reference, table, walk
 
@@ -159,3 +167,15 @@ def test_renoise_is_the_level_of_the_row() -> None:
     assert torch.equal(renoise(made, len(made.rows), x0, n), x0)
     with pytest.raises(UsageError, match="row 12: this sampler's rows are 0 to 10"):
         renoise(made, 12, x0, n)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_steps_are_counted_from_the_rows(case: Case) -> None:
+    for steps in (4, 7):
+        made = make_sampler(case.make(), steps=steps, **settings(case))
+        if case.id == "pndm prk":
+            with pytest.raises(UsageError, match="warms up by Runge-Kutta steps"):
+                count_steps(made)
+        else:
+            assert count_steps(made) == steps

@@ -20,6 +20,7 @@ EPILOG = """[bold]Examples[/bold]
 [cyan]rawdiff gen -p "a red cube on grass"[/cyan]
 [cyan]rawdiff gen -p "two blue spheres on sand" --depth room.png --size 768x512 --seed 7[/cyan]
 [cyan]rawdiff gen -p "a cone at night" --control depth=room.png@0.8,0-0.6 --sampler "dpm++ 2m karras"[/cyan]
+[cyan]rawdiff gen -p "a blue cone on grass" --image room.png --mask cube.png[/cyan]
 [cyan]rawdiff gen --from output_images/a-red-cube-on-grass-7.png --steps 50[/cyan]
 """
 
@@ -101,7 +102,7 @@ def gen(
     fit: Annotated[
         str | None,
         typer.Option(
-            metavar="HOW", help="crop, pad or stretch a map of another aspect.", rich_help_panel=MAPS
+            metavar="HOW", help="crop, pad or stretch a map or image of another aspect.", rich_help_panel=MAPS
         ),
     ] = None,
     depth_range: Annotated[
@@ -121,6 +122,10 @@ def gen(
             rich_help_panel=MAPS,
         ),
     ] = None,
+    image: options.Image = None,
+    mask: options.Mask = None,
+    strength: options.Strength = None,
+    paste: options.Paste = None,
     sampler: Annotated[
         str | None,
         typer.Option(
@@ -224,7 +229,7 @@ def gen(
     timings: options.Timings = False,
     debug: options.Debug = False,
 ) -> None:
-    """Draw pictures from words, and from maps of depth, normals or edges.
+    """Draw pictures from words, from maps of depth, normals or edges, and from pictures.
 
     Their paths go to standard output, everything else to standard error.
 
@@ -249,6 +254,7 @@ def gen(
     words |= {"depth_range": depth_range, "depth_invert": depth_invert, "sampler": sampler, "steps": steps}
     words |= {"timesteps": timesteps, "sigmas": sigmas, "guidance": guidance, "rescale": rescale}
     words |= {"clip_skip": clip_skip, "guess": guess, "eta": eta, "lora": lora, "embedding": embedding}
+    words |= {"image": image, "mask": mask, "strength": strength, "paste": paste}
     request = request_from_words(words)
     request = complete(request, console) if remake is None or prompt == "-" else request
     if remake is None:

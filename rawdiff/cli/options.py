@@ -13,16 +13,21 @@ __all__ = [
     "Device",
     "Dtype",
     "Embeddings",
+    "Image",
     "Json",
     "Loras",
+    "Mask",
     "ModelName",
     "Nets",
     "Offline",
+    "Paste",
     "Revision",
+    "Strength",
     "Timings",
     "console_of",
 ]
 
+IMAGE = "Image"
 MODEL = "Model"
 WORK = "How it runs"
 
@@ -39,6 +44,37 @@ def _debug(context: typer.Context, value: bool) -> bool:
     return value
 
 
+Image = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH", help="A picture to begin from; its size is the result's.", rich_help_panel=IMAGE
+    ),
+]
+Mask = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        help="What to paint anew in it: white is, black stays. Of the image's size.",
+        rich_help_panel=IMAGE,
+    ),
+]
+Strength = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X",
+        help="How much of the run is left to do, up to 1; 0.8, with a mask 1.",
+        rich_help_panel=IMAGE,
+    ),
+]
+Paste = Annotated[
+    bool | None,
+    typer.Option(
+        "--paste/--no-paste",
+        metavar="",
+        help="Paste what stays back into the picture, as it was before the VAE; on.",
+        rich_help_panel=IMAGE,
+    ),
+]
 ModelName = Annotated[
     str | None,
     typer.Option(

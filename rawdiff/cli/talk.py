@@ -52,6 +52,9 @@ def print_plan(job: Job, json_lines: bool) -> None:
             print(json.dumps(job.recipe(k)))
         return
     print(job.describe())
+    for name in ("image", "mask"):
+        if job.options.get(name) is not None:
+            print(f"{name} from {job.options[name].name}")
     for control in job.controls:
         print(
             f"{control.kind} from {control.source.name}, weight {control.weight:g}, {control.start:g}-{control.end:g}"

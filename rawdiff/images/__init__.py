@@ -11,6 +11,7 @@ fitting.py     same aspect resampled, another aspect only by choice
 normals.py     normal maps from depth
 edges.py       Canny edges
 hints.py       what a ControlNet is shown
+init_image.py  the picture that a run begins from, its mask, and pasting back
 pixels.py      decoded tensors -> 8 bits
 png.py         PNG with its recipe, and recipes back
 durable.py     files that are whole or not there
@@ -24,6 +25,7 @@ from rawdiff.images.durable import check_writable, publish, write_file
 from rawdiff.images.edges import canny
 from rawdiff.images.fitting import Fit, fit, same_aspect
 from rawdiff.images.hints import DERIVABLE, HINTS_VERSION, Hint, make_hint, save_hints
+from rawdiff.images.init_image import InitImage, Paste, make_init_image
 from rawdiff.images.names import name_key, next_path, picture_name, stem_from
 from rawdiff.images.normals import normal_from_depth
 from rawdiff.images.pixels import pixels_sha256, to_pil, to_uint8
@@ -38,12 +40,15 @@ __all__ = [
     "Fit",
     "Hint",
     "ImageSource",
+    "InitImage",
+    "Paste",
     "Samples",
     "canny",
     "check_writable",
     "encode_png",
     "fit",
     "make_hint",
+    "make_init_image",
     "name_key",
     "next_path",
     "normal_from_depth",

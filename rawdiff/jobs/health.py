@@ -113,6 +113,9 @@ def _model(name: str, model: str | None) -> Iterator[Finding]:
         weights.load_tokenizer(source)
         weights.load_scheduler(source)
         digests = weights.hashes(source, *PARTS)
+        if defaults.inpaint is not None:
+            weights.load_unet(defaults.inpaint, device="cpu")
+            digests |= weights.hashes(defaults.inpaint, "unet")
         for net in defaults.controls.values():
             if isinstance(net, weights.Source):
                 weights.load_controlnet(net, device="cpu")

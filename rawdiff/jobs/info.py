@@ -19,8 +19,9 @@ def inspect(path: str | Path) -> dict[str, Any]:
     """The recipe of a PNG, or the `parameters` of another program's, as plain values; InputError for neither.
 
     `recipe` or `parameters` is None; `pixels` is "whole", "changed" or what is wrong with them; `inputs` tells of
-    each map whether it is "the same", "changed" or "not there", seen from here or beside the picture; so do `loras` and
-    `embeddings`, where the model's own are "the model's own".
+    each map whether it is "the same", "changed" or "not there", seen from here or beside the picture; so do `loras`,
+    `embeddings` (the model's own are "the model's own"), and `image`, of the image and mask that the run began from,
+    where there was one.
     """
     path = Path(path)
     texts = images.read_text(path)
@@ -36,6 +37,8 @@ def inspect(path: str | Path) -> dict[str, Any]:
                 {"path": name, **entry, "now": _file(name, entry["sha256"], path.parent)}
                 for name, entry in zip(read["made"].get(what, ()), read["picture"].get(what, ()), strict=True)
             ]
+        if "image" in read["picture"]:
+            found["image"] = _image(read["picture"]["image"], read["made"]["image"], path.parent)
     else:
         found["parameters"] = recipe.parse_parameters(texts["parameters"])
     found["pixels"] = _pixels(path, found["recipe"])
@@ -55,6 +58,15 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     for name, value in pairs:
         for k, line in enumerate(str(value).split("\n")):
             yield f"  {name if k == 0 else '':<{width}}  {line}"
+
+
+def _image(image: Mapping[str, Any], names: Mapping[str, Any], beside: Path) -> dict[str, Any]:
+    """Image and mask (or None), each as `inputs` tells of a map."""
+    given = {"image": (names["path"], image["sha256"]), "mask": (names["mask"], image["mask"])}
+    return {
+        what: None if name is None else {"path": name, "sha256": sha256, "now": _input(name, sha256, beside)}
+        for what, (name, sha256) in given.items()
+    }
 
 
 def _recipe_pairs(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -77,6 +89,12 @@ def _recipe_pairs(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name.replace("_", " "), picture[name]
     if sampler["eta"]:
         yield "eta", sampler["eta"]
+    if "image" in found:
+        image, used = found["image"], picture["image"]
+        yield "image", f"{image['image']['path']} ({image['image']['now']}), strength {used['strength']:g}"
+        if image["mask"] is not None:
+            rest = "pasted back" if used["paste"] else "as it was decoded"
+            yield "mask", f"{image['mask']['path']} ({image['mask']['now']}), what stays is {rest}"
     for control, given in zip(picture["controls"], found["inputs"], strict=True):
         made_of = ", made from it" if control["derive"] else ""
         window = f"weight {control['weight']:g}, {control['start']:g}-{control['end']:g}{made_of}"

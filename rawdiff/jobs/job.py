@@ -13,7 +13,7 @@ from rawdiff.errors import InputError
 from rawdiff.geometry import Size, format_size
 from rawdiff.images.depth import parse_depth_range
 from rawdiff.jobs.request import ControlRequest, Request
-from rawdiff.sampler import Sampler
+from rawdiff.sampler import Sampler, count_steps
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rawdiff.run import Run
     from rawdiff.step import Step
 
-__all__ = ["Drawn", "Job", "Watcher", "fitting_of", "open_map"]
+__all__ = ["Drawn", "Job", "Watcher", "fitting_of", "open_file", "open_map"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +61,9 @@ class Job:
         steps = f"{steps} steps" if steps is not None else f"{len(self.sampler.rows)} evaluations"
         guidance = f"guidance {self.picture['guidance']:g}"
         loras = "".join(f"lora {one.name} {one.scale:g}, " for one in self.options["loras"])
+        strength = self.picture["image"]["strength"] if "image" in self.picture else 1.0
+        if strength < 1.0:
+            steps = f"the last {int(count_steps(self.sampler) * strength)} of {steps}"
         return f"{format_size(self.size)}, {steps} of {self.sampler.name}, {guidance}, {loras}{seeds}"
 
 
@@ -108,9 +111,14 @@ def fitting_of(request: Request) -> dict[str, Any]:
 
 def open_map(control: ControlRequest, beside: Path | None) -> images.Samples:
     """The map, read; one that a recipe names must have the SHA-256 that it says, and may lie beside the picture."""
-    if control.sha256 is None:
-        return images.open_source(control.path)
-    path = Path(control.path)
+    return open_file(control.path, control.sha256, f"{control.kind} map", f"--{control.kind} PATH", beside)
+
+
+def open_file(given: str, sha256: str | None, what: str, option: str, beside: Path | None) -> images.Samples:
+    """The same for any picture; `what` it is and which `option` would name another are for the message."""
+    if sha256 is None:
+        return images.open_source(given)
+    path = Path(given)
     places = [path] if beside is None else list(dict.fromkeys([path, beside / path, beside / path.name]))
     found = [place for place in places if place.is_file()]
     wrong = ""
@@ -120,16 +128,14 @@ def open_map(control: ControlRequest, beside: Path | None) -> images.Samples:
         except InputError as error:  # another of the places may have it
             wrong = wrong or f"it cannot be read: {error}"
             continue
-        if samples.sha256 == control.sha256:
+        if samples.sha256 == sha256:
             return samples
         wrong = wrong or f"this one's with {samples.sha256[:12]}"
-    said = f"its SHA-256 must begin with {control.sha256[:12]}"
+    said = f"its SHA-256 must begin with {sha256[:12]}"
     if not found:
         raise InputError(
-            f"{control.path}: the recipe's {control.kind} map is not there ({said}): put it back, or name another "
-            f"with --{control.kind} PATH"
+            f"{given}: the recipe's {what} is not there ({said}): put it back, or name another with {option}"
         )
     raise InputError(
-        f"{found[0]}: is not the recipe's {control.kind} map ({said}, {wrong}): "
-        f"put that back, or name another with --{control.kind} PATH"
+        f"{found[0]}: is not the recipe's {what} ({said}, {wrong}): put that back, or name another with {option}"
     )

@@ -44,7 +44,8 @@ class Prepared:
     ) -> Run:
         """A run of `count` of the job's pictures from `first` on; raises what `Model.prepare` does, WeightsError."""
         seeds = job.seeds[first : first + count]
-        if self._last is not None and self._last[:2] == (job.picture, count):
+        # What a run begins from is drawn with its seeds.
+        if "image" not in job.options and self._last is not None and self._last[:2] == (job.picture, count):
             setup = self._last[2]
             setup = replace(setup, recipe={**setup.recipe, "seeds": list(seeds)}, say=say)
             noise = Noise(seeds, latent_size(job.size), model.device)

@@ -13,7 +13,7 @@ from rawdiff.errors import InputError, UsageError, WeightsError
 from rawdiff.images import HINTS_VERSION
 from rawdiff.jobs.extras import EmbeddingRequest, LoraRequest
 from rawdiff.jobs.place import Place
-from rawdiff.jobs.request import ControlRequest, Request
+from rawdiff.jobs.request import ControlRequest, FileRequest, Request
 from rawdiff.nets import exact
 from rawdiff.noise import NOISE_VERSION
 
@@ -49,7 +49,7 @@ def open_remake(path: str | Path) -> Remake:
             f"{path}: was made with noise of version {picture['noise']}, and a seed gives other noise here "
             f"(version {NOISE_VERSION}): use the rawdiff {made['rawdiff']} that made it"
         )
-    if picture["hints"] != HINTS_VERSION and picture["controls"]:
+    if picture["hints"] != HINTS_VERSION and (picture["controls"] or "image" in picture):
         raise InputError(
             f"{path}: was made with hints of version {picture['hints']}, and a map gives another hint here (version "
             f"{HINTS_VERSION}): use the rawdiff {made['rawdiff']} that made it"
@@ -57,6 +57,9 @@ def open_remake(path: str | Path) -> Remake:
     controls, sampler = picture["controls"], picture["sampler"]
     first: Mapping[str, Any] = next((c for c in controls if c["depth_invert"] is not None), {})
     span = first.get("depth_range")
+    image = picture.get("image", {})
+    names = made.get("image", {})
+    masked = image.get("mask") is not None
     try:
         request = Request(
             prompt=picture["prompt"],
@@ -73,7 +76,11 @@ def open_remake(path: str | Path) -> Remake:
             sampler=made["sampler"],
             timesteps=None if sampler["timesteps"] is None else tuple(sampler["timesteps"]),
             sigmas=None if sampler["sigmas"] is None else tuple(sampler["sigmas"]),
-            fit=next((c["fit"] for c in controls), None),
+            fit=next((c["fit"] for c in (*controls, *([image] if image else []))), None),
+            image=FileRequest(names["path"], image["sha256"]) if image else None,
+            mask=FileRequest(names["mask"], image["mask"]) if masked else None,
+            strength=image.get("strength"),
+            paste=image.get("paste"),
             depth_range=(span[0], span[1]) if isinstance(span, list) else span,
             depth_invert=first.get("depth_invert"),
             loras=tuple(_named(LoraRequest, found, "loras")),
@@ -125,7 +132,13 @@ def check_same(remake: Remake, picture: Mapping[str, Any], over: Request, place:
     wanted = remake.recipe["picture"]
     other_model = place.model is not None or place.revision is not None
     if not other_model:
-        _same(wanted["weights"], picture["weights"], f"{remake.path}: the model {remake.model}", "--model")
+        before, now = wanted["weights"], picture["weights"]
+        if recipe.is_masked(wanted) != recipe.is_masked(
+            picture
+        ):  # which may take another UNet of the same model
+            shared = before.keys() & now.keys()
+            before, now = ({name: side[name] for name in shared} for side in (before, now))
+        _same(before, now, f"{remake.path}: the model {remake.model}", "--model")
     by_kind = {control["kind"]: control["weights"] for control in wanted["controls"]}
     for control in picture["controls"]:
         kind = control["kind"]
@@ -161,7 +174,11 @@ _CHANGES: dict[str, list[str]] = {
     "steps": _OF_SCHEDULE,
     "timesteps": _OF_SCHEDULE,
     "sigmas": _OF_SCHEDULE,
-    "fit": [r"controls\[\d+\]\.fit"],
+    "fit": [r"controls\[\d+\]\.fit", r"image\.fit"],
+    "image": ["image", r"image\.(sha256|mask|paste|fit|strength)"],
+    "mask": [r"image\.(mask|paste|strength)", r"weights.*"],
+    "strength": [r"image\.strength"],
+    "paste": [r"image\.paste"],
     "depth_range": [r"controls\[\d+\]\.depth_range.*"],
     "depth_invert": [r"controls\[\d+\]\.depth_invert"],
     "loras": [r"loras.*"],

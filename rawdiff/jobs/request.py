@@ -15,9 +15,9 @@ from typing import Any
 from rawdiff.errors import UsageError
 from rawdiff.geometry import Size, check_size
 from rawdiff.jobs.extras import EmbeddingRequest, LoraRequest
-from rawdiff.limits import FITS, MAX_SEED, check_text
+from rawdiff.limits import FITS, MAX_SEED, check_strength, check_text
 
-__all__ = ["ControlRequest", "Request"]
+__all__ = ["ControlRequest", "FileRequest", "Request"]
 
 MAX_COUNT = 100_000
 
@@ -62,6 +62,20 @@ class ControlRequest:
 
 
 @dataclass(frozen=True)
+class FileRequest:
+    """A picture to read, by its path."""
+
+    path: str
+    sha256: str | None = None
+    """What the file's SHA-256 must be, where a recipe says so."""
+
+    def check(self, what: str) -> None:
+        """Raise UsageError for a path that is none."""
+        if not self.path or "\0" in self.path:
+            raise UsageError(f"{what} {self.path!r}: expected the path of a picture")
+
+
+@dataclass(frozen=True)
 class Request:
     """What to draw. Every field but `prompt` may be left out; `plan` fills in what a model is meant for."""
 
@@ -86,6 +100,13 @@ class Request:
     fit: str | None = None
     depth_range: str | tuple[float, float] | None = None
     depth_invert: bool | None = None
+    image: FileRequest | None = None
+    """What the run begins from."""
+    mask: FileRequest | None = None
+    """White is painted anew."""
+    strength: float | None = None
+    paste: bool | None = None
+    """Whether what stays is pasted back into the finished picture."""
     loras: tuple[LoraRequest, ...] | None = None
     embeddings: tuple[EmbeddingRequest, ...] | None = None
     repeats: tuple[str, ...] = ()
@@ -153,7 +174,7 @@ class Request:
     def _without_effect(self) -> list[str]:
         """Names of what is said of maps where there is no map for it."""
         controls = self.resolved()
-        of_any = [] if controls else ["fit", "guess"]
+        of_any = [] if controls else ["guess"] if self.image is not None else ["fit", "guess"]
         of_depth = (
             [] if any(c.kind == "depth" or c.derive for c in controls) else ["depth_range", "depth_invert"]
         )
@@ -211,6 +232,10 @@ class Request:
         parts: list[Any] = [*self.resolved(), *(self.loras or ()), *(self.embeddings or ())]
         for part in parts:
             part.check()
+        for name, file in (("image", self.image), ("mask", self.mask)):
+            if file is not None:
+                file.check(name)
+        check_strength(self.image, self.mask, self.strength, self.paste)
         for name in self._without_effect():
             kind = "depth map" if name.startswith("depth") else "map"
             raise UsageError(

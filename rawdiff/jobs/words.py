@@ -12,7 +12,7 @@ from typing import Any
 from rawdiff.errors import UsageError
 from rawdiff.geometry import parse_size
 from rawdiff.jobs.extras import EmbeddingRequest, LoraRequest
-from rawdiff.jobs.request import ControlRequest, Request
+from rawdiff.jobs.request import ControlRequest, FileRequest, Request
 from rawdiff.limits import is_name
 
 __all__ = ["parse_control", "parse_embedding", "parse_lora", "parse_numbers", "request_from_words"]
@@ -94,9 +94,9 @@ def request_from_words(
 ) -> Request:
     """The request in the words of the command line: `{"prompt": ..., "depth": PATH, "size": "768x512", ...}`.
 
-    `depth`, `normal`, `canny` and `control` (several texts, or "none" for none) become its controls, each path
-    sent through `place` (`exists` is asked before that), and so with `lora` and `embedding`; texts for
-    size, timesteps and sigmas are parsed. None was not said. Raises UsageError.
+    `depth`, `normal`, `canny` and `control` (several texts, or "none" for none) become its controls, `image` and
+    `mask` its files, each path sent through `place` (`exists` is asked before that), and so with `lora` and
+    `embedding`; texts for size, timesteps and sigmas are parsed. None was not said. Raises UsageError.
     """
     said = {key: value for key, value in words.items() if value is not None}
     controls = [ControlRequest(kind, said.pop(kind)) for kind in SUGAR if kind in said]
@@ -106,6 +106,9 @@ def request_from_words(
         raise UsageError("control none: drops every control, so it goes with no other")
     if controls or texts:
         said["controls"] = tuple(replace(control, path=place(control.path)) for control in controls)
+    for name in ("image", "mask"):
+        if name in said:
+            said[name] = FileRequest(place(said[name]))
     if isinstance(said.get("size"), str):
         said["size"] = parse_size(said["size"])
     for name, several, parse in (("lora", "loras", parse_lora), ("embedding", "embeddings", parse_embedding)):

@@ -19,22 +19,24 @@ from typing import Any
 
 import torch
 
-from rawdiff import recipe, weights
+from rawdiff import images, recipe, weights
 from rawdiff.arguments import build_sampler
+from rawdiff.beginning import part_way
 from rawdiff.controls import Control, choose_size, make_hints
 from rawdiff.errors import RawdiffError, ResourceError, UsageError
 from rawdiff.extras import AddedEmbedding, AddedLora, Extras
 from rawdiff.geometry import Size, format_size
 from rawdiff.jobs.added import open_embeddings, open_loras
-from rawdiff.jobs.job import Drawn, Job, Watcher, fitting_of, open_map
+from rawdiff.jobs.job import Drawn, Job, Watcher, fitting_of, open_file, open_map
 from rawdiff.jobs.prepared import Prepared
 from rawdiff.jobs.recorded import recorded_scheduler
 from rawdiff.jobs.request import Request
+from rawdiff.limits import check_strength
 from rawdiff.model import Model, load
 from rawdiff.nets.exact import without
 from rawdiff.nets.memory import is_out_of_memory
 from rawdiff.noise import check_seeds, random_seed
-from rawdiff.parts import PARTS
+from rawdiff.parts import part_hashes, unet_config
 from rawdiff.probes import NO_PROBE, ProbeLike
 from rawdiff.sampler import Sampler
 from rawdiff.say import Say, say_nothing, say_on_stderr
@@ -81,7 +83,8 @@ class Workshop:
         self._model: Model | None = None
         self._prepared = Prepared()
         self._extras = Extras(self.source, self.defaults)
-        self._layers: weights.Layers | None = None
+        self._layers: dict[bool, weights.Layers] = {}
+        """Of the UNet that runs with a mask (True) or without one, and of the text encoder."""
 
     def describe(self) -> str:
         """Which model it is, where it runs, and how to get another, on one line."""
@@ -117,6 +120,9 @@ class Workshop:
         UsageError (SizeError), InputError, WeightsError, HubError.
         """
         request.check()
+        strength = check_strength(request.image, request.mask, request.strength, request.paste)
+        masked = request.mask is not None
+        unet = unet_config(self.source, self.defaults, masked=masked)
         count = 1 if request.count is None else request.count
         seeds = check_seeds(random_seed(count) if request.seed is None else request.seed, count)
         asked = request.resolved()
@@ -128,12 +134,16 @@ class Workshop:
             with self.probe("loras and embeddings", host=True):
                 loras = open_loras(request.loras or (), self._extras, beside)
                 embeddings = open_embeddings(request.embeddings or (), self._extras, beside)
-                self._check_fit(loras, embeddings)
+                self._check_fit(loras, embeddings, masked=masked)
             with self.probe("maps", host=True):
                 samples = [open_map(control, beside) for control in asked]
-            size = choose_size(request.size, self.defaults.native_size, samples)
+                image, mask = (
+                    None if f is None else open_file(f.path, f.sha256, name, f"--{name} PATH", beside)
+                    for name, f in (("image", request.image), ("mask", request.mask))
+                )
+            size = choose_size(request.size, self.defaults.native_size, samples, image)
             guidance = float(self.defaults.guidance if request.guidance is None else request.guidance)
-            self._check_memory(size, min(batch, count), guided=guidance > 1.0)
+            self._check_memory(unet, size, min(batch, count), guided=guidance > 1.0)
             fitting = fitting_of(request)
             controls = tuple(
                 Control(c.kind, opened, *c.window, derive=bool(c.derive))
@@ -141,10 +151,15 @@ class Workshop:
             )
             with self.probe("hints", host=True):
                 hints = make_hints(controls, samples, size, say=say_nothing, **fitting)
+                init = None
+                if image is not None:
+                    init = images.make_init_image(image, mask, size, fit=fitting["fit"], say=say_nothing)
             with self.probe("sampler, imports of diffusers", host=True):
                 sampler, spec = self._sampler(request, recorded)
+                if init is not None:
+                    part_way(sampler, strength)  # raises where that leaves nothing to do
         with self.probe("hashes", host=True):
-            digests = weights.hashes(self.source, *PARTS)
+            digests = part_hashes(self.source, self.defaults, masked=masked)
             own = [weights.hashes(net, "controlnet") for net in nets]
         negative = request.negative or ""
         options: dict[str, Any] = {
@@ -162,6 +177,7 @@ class Workshop:
             guidance=[guidance],
             sampler=spec,
             controls=[c.describe(h, d, **fitting) for c, h, d in zip(controls, hints, own, strict=True)],
+            image=None if init is None else init.describe(strength, request.paste),
             loras=[one.describe() for one in loras],
             embeddings=[one.describe() for one in embeddings],
             **options,
@@ -173,9 +189,12 @@ class Workshop:
             sampler=request.sampler,
             inputs=[control.path for control in asked],
             nets=[net if c.kind in self._named else None for c, net in zip(asked, nets, strict=True)],
+            image=None if init is None else init.names,
             loras=[one.name for one in loras],
             embeddings=[one.name for one in embeddings],
         )
+        if init is not None:
+            options |= {"image": image, "mask": mask, "strength": strength, "paste": request.paste}
         options |= {"negative": negative, "guidance": guidance, **fitting}
         options |= {"loras": loras, "embeddings": embeddings}
         return Job(
@@ -270,20 +289,22 @@ class Workshop:
                 f"clip skip {clip_skip}: this text encoder has {layers} layers, so 0 to {layers - 1}"
             )
 
-    def _check_fit(self, loras: Sequence[AddedLora], embeddings: Sequence[AddedEmbedding]) -> None:
+    def _check_fit(
+        self, loras: Sequence[AddedLora], embeddings: Sequence[AddedEmbedding], *, masked: bool
+    ) -> None:
         """Whether each fits this model, told from its configs and its tokenizer."""
-        if loras and self._layers is None:
-            self._layers = weights.planned_layers(self.source)
+        inpaint = self.defaults.inpaint if masked else None
+        if loras and masked not in self._layers:
+            self._layers[masked] = weights.planned_layers(self.source, inpaint)
         for one in loras:
-            assert self._layers is not None
-            self._layers.match(one.lora)
+            self._layers[masked].match(one.lora)
         if embeddings:
             config = weights.read_config(self.source, "text_encoder")
             width, positions = config.get("hidden_size", 512), config.get("max_position_embeddings", 77)
             tokenizer = weights.load_tokenizer(self.source)
             add_words(tokenizer, [one.embedding for one in embeddings], width, positions)
 
-    def _check_memory(self, size: Size, batch: int, *, guided: bool) -> None:
-        unet, vae = (weights.read_config(self.source, part) for part in ("unet", "vae"))
+    def _check_memory(self, unet: Mapping[str, Any], size: Size, batch: int, *, guided: bool) -> None:
+        vae = weights.read_config(self.source, "vae")
         place: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
         weights.check_memory(unet, vae, size, batch=batch, guided=guided, **place)

@@ -41,7 +41,8 @@ def check(net: Any, unet: Any) -> None:
     if order not in ("rgb", "bgr"):
         raise WeightsError(f"controlnet: channel order {order!r}, expected 'rgb' or 'bgr'")
     for key in ("in_channels", "block_out_channels", "layers_per_block", "cross_attention_dim"):
-        found, expected = net.config[key], unet.config[key]
+        # An inpainting UNet's further channels are its own: a ControlNet takes the latents alone.
+        found, expected = net.config[key], unet.config["out_channels" if key == "in_channels" else key]
         if _listed(found) != _listed(expected):
             raise WeightsError(
                 f"controlnet: {key} is {found}, but the unet's is {expected}: "

@@ -1,4 +1,4 @@
-"""The autoencoder's decoder: latents to a picture (Rombach et al. 2022, arXiv 2112.10752)."""
+"""The autoencoder: latents to a picture, a picture to latents (Rombach et al. 2022, arXiv 2112.10752)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from rawdiff.errors import WeightsError
 from rawdiff.nets import blocks
 
-__all__ = ["check", "decode"]
+__all__ = ["check", "decode", "encode"]
 
 
 def check(vae: Any) -> None:
@@ -20,6 +20,8 @@ def check(vae: Any) -> None:
         raise WeightsError(f"vae: config has shift_factor={vae.config.shift_factor}, expected none")
     blocks.check_blocks(vae.decoder.up_blocks, ["UpDecoderBlock2D"], "vae, decoder")
     blocks.check_blocks([vae.decoder.mid_block], ["UNetMidBlock2D"], "vae, decoder's middle")
+    blocks.check_blocks(vae.encoder.down_blocks, ["DownEncoderBlock2D"], "vae, encoder")
+    blocks.check_blocks([vae.encoder.mid_block], ["UNetMidBlock2D"], "vae, encoder's middle")
 
 
 def decode(vae: Any, latents: Tensor) -> Tensor:
@@ -37,6 +39,24 @@ def decode(vae: Any, latents: Tensor) -> Tensor:
             x = upsampler(x)
     picture: Tensor = decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(x)))
     return picture
+
+
+def encode(vae: Any, picture: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and spread [B,4,h,w] of the latents of a `picture` [B,3,8h,8w] in -1..1, at the loop's scale."""
+    encoder = vae.encoder
+    x = encoder.conv_in(picture)
+    for block in encoder.down_blocks:
+        for resnet in block.resnets:
+            x = resnet(x, None)
+        for downsampler in block.downsamplers or ():
+            x = downsampler(x)
+    x = _middle(encoder.mid_block, x)
+    x = encoder.conv_out(encoder.conv_act(encoder.conv_norm_out(x)))
+    if vae.quant_conv is not None:
+        x = vae.quant_conv(x)
+    mean, log_variance = x.chunk(2, dim=1)
+    scale = vae.config.scaling_factor
+    return scale * mean, scale * (0.5 * log_variance.clamp(-30.0, 20.0)).exp()
 
 
 def _middle(block: Any, x: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ from rawdiff.errors import UsageError
 from rawdiff.geometry import Size
 from rawdiff.nets.exact import EVERYTHING, Exact
 from rawdiff.noise import NOISE_VERSION
-from rawdiff.recipe.schema import CONTROL, EMBEDDING, LORA, PICTURE, PICTURE_EXTRAS, SAMPLER, build
+from rawdiff.recipe.fields import CONTROL, EMBEDDING, LORA, PICTURE, PICTURE_EXTRAS, SAMPLER
+from rawdiff.recipe.schema import build
 from rawdiff.version import __version__
 from rawdiff.weights import Source
 from rawdiff.weights.schedulers import SCHEDULER_CLASSES
@@ -26,7 +27,7 @@ from rawdiff.weights.schedulers import SCHEDULER_CLASSES
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["of_model", "of_picture", "of_run", "origin", "tell", "tool"]
+__all__ = ["is_masked", "of_model", "of_picture", "of_run", "origin", "tell", "tool"]
 
 
 def of_model(source: Source, digests: Mapping[str, str], dtype: torch.dtype) -> dict[str, Any]:
@@ -54,6 +55,7 @@ def of_run(
     sampler: Mapping[str, Any],
     controls: Sequence[Mapping[str, Any]],
     latents: str | None = None,
+    image: Mapping[str, Any] | None = None,
     loras: Sequence[Mapping[str, Any]] = (),
     embeddings: Sequence[Mapping[str, Any]] = (),
     exact: Exact = EVERYTHING,
@@ -61,8 +63,8 @@ def of_run(
     """The account of a run, as plain values; prompts, negatives, seeds and guidance are one for each picture.
 
     `model` is from `of_model`, `sampler` from `build_sampler`, each of `controls` from `Control.describe`;
-    `latents` is the SHA-256 of those given in place of the first noise, each of `loras` and `embeddings` what it
-    says of itself.
+    `latents` is the SHA-256 of those given in place of the first noise, `image` from `InitImage.describe`, each of
+    `loras` and `embeddings` what it says of itself.
     """
     return {
         **model,
@@ -77,11 +79,18 @@ def of_run(
         "guess": guess,
         "sampler": dict(sampler),
         "latents": latents,
+        "image": None if image is None else dict(image),
         "controls": [dict(control) for control in controls],
         "loras": [dict(lora) for lora in loras],
         "embeddings": [dict(embedding) for embedding in embeddings],
         "repeats": [name for name, once in asdict(exact).items() if not once],
     }
+
+
+def is_masked(said: Mapping[str, Any]) -> bool:
+    """Whether an account, or the `picture` of a recipe, tells of a mask."""
+    image = said.get("image")
+    return image is not None and image["mask"] is not None
 
 
 def of_picture(account: Mapping[str, Any], k: int) -> dict[str, Any]:
@@ -115,14 +124,15 @@ def origin(
     sampler: str | None,
     inputs: Sequence[str],
     nets: Sequence[Source | None],
+    image: Mapping[str, Any] | None = None,
     loras: Sequence[str] = (),
     embeddings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Where it came from, by name: model, sampler (if it was asked for), each map, each net but the model's own.
 
-    And each LoRA and embedding, where there are any.
+    And where there are any, the image with its mask (from `InitImage.names`), each LoRA and each embedding.
     """
-    extras = {"loras": list(loras), "embeddings": list(embeddings)}
+    extras = {"image": image, "loras": list(loras), "embeddings": list(embeddings)}
     return {
         "model": {"name": source.name, "kind": source.kind, "revision": source.revision},
         "sampler": sampler,

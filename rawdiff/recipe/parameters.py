@@ -46,6 +46,8 @@ def write_parameters(recipe: Mapping[str, Any]) -> str:
         pairs["Eta"] = sampler["eta"]
     if picture["rescale"]:
         pairs["CFG Rescale phi"] = picture["rescale"]
+    if "image" in picture:
+        pairs["Denoising strength"] = picture["image"]["strength"]
     for k, control in enumerate(picture["controls"]):
         start, end = control["start"], control["end"]
         said = {"Module": "derived" if control["derive"] else "none", "Model": control["kind"]}
@@ -82,7 +84,7 @@ def parse_parameters(text: str) -> dict[str, str]:
 
 def _model_hash(weights: Mapping[str, str]) -> str:
     """The first ten digits of the SHA-256 of the UNet's weights."""
-    own = [name for name in sorted(weights) if name.startswith("unet/") and not name.endswith(".json")]
+    own = [name for name in sorted(weights) if name.startswith("unet") and not name.endswith(".json")]
     return weights[own[0]][:10] if own else ""
 
 

@@ -1,6 +1,6 @@
 """Samplers: from a diffusers scheduler to one small matrix per network evaluation.
 
-    rows.py        SamplerRow, the Sampler protocol, the x0 formula, renoise
+    rows.py        SamplerRow, the Sampler protocol, the x0 formula, renoise, steps counted
     levels.py      the level of signal and noise that a step uses
     drive.py       a private scheduler walked by hand: its noise answered, its part-way faults corrected
     probe.py       the impulse response P, Q, R; what is not linear is refused
@@ -15,7 +15,7 @@ Nothing here imports diffusers: a scheduler is whatever has its methods.
 from __future__ import annotations
 
 from rawdiff.sampler.make import make_sampler, set_schedule
-from rawdiff.sampler.rows import Sampler, SamplerRow, renoise, x0_formula
+from rawdiff.sampler.rows import Sampler, SamplerRow, count_steps, renoise, x0_formula
 from rawdiff.sampler.scheduler import SchedulerSampler
 from rawdiff.sampler.table import SamplerTable, tabulate
 
@@ -24,6 +24,7 @@ __all__ = [
     "SamplerRow",
     "SamplerTable",
     "SchedulerSampler",
+    "count_steps",
     "make_sampler",
     "renoise",
     "set_schedule",

@@ -12,7 +12,7 @@ import torch
 
 from rawdiff.errors import UsageError
 
-__all__ = ["Sampler", "SamplerRow", "prediction_type", "renoise", "x0_formula"]
+__all__ = ["Sampler", "SamplerRow", "count_steps", "prediction_type", "renoise", "x0_formula"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +118,20 @@ def x0_formula(prediction_type: str, signal: float, sigma: float) -> tuple[float
             return 1.0, -sigma
         case _:
             return math.nan, math.nan
+
+
+def count_steps(sampler: Sampler) -> int:
+    """How many steps its evaluations make: two each for Heun and its kin, and PNDM takes its second level twice.
+
+    Raises UsageError for PNDM's Runge-Kutta warm-up, whose evaluations are no equal parts of a run.
+    """
+    levels = [row.sigma for row in sampler.rows]
+    repeats = sampler.order == 1 and len(levels) > 2 and levels[1] == levels[2]
+    if repeats and len(levels) > 4 and levels[3] == levels[4]:
+        raise UsageError(
+            f"{sampler.name}: warms up by Runge-Kutta steps, of which none can be left out: set skip_prk_steps"
+        )
+    return -(-(len(levels) - repeats) // sampler.order)
 
 
 def renoise(sampler: Sampler, i: int, x0: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What a model is meant to be used with: its native size, guidance, and the ControlNets and LoRAs that belong to it."""
+"""What a model is meant to be used with: its native size, guidance, and the networks and LoRAs that belong to it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rawdiff.weights.source import Source, open_source
 __all__ = ["Defaults", "read_defaults"]
 
 _FILE = "rawdiff.json"
-_KEYS = {"name", "native_size", "guidance", "sampler", "controls", "loras", "embeddings"}
+_KEYS = {"name", "native_size", "guidance", "sampler", "controls", "inpaint", "loras", "embeddings"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Defaults:
     """A sampler's name, or None for the scheduler in the folder."""
     controls: Mapping[str, Source | str] = field(default_factory=dict)
     """Kind of hint to the source of its ControlNet, ready for `load_controlnet`."""
+    inpaint: Source | None = None
+    """A UNet for inpainting beside the model's own, ready for `load_unet`."""
     loras: Mapping[str, str] = field(default_factory=dict)
     """Names of the LoRAs that the model brings, each with its file inside the model."""
     embeddings: Mapping[str, str] = field(default_factory=dict)
@@ -89,12 +91,16 @@ def _from_file(source: Source, family: str | None) -> Defaults:
     folders = table.get("controls", {})
     if not isinstance(folders, dict) or not all(isinstance(folder, str) for folder in folders.values()):
         raise WeightsError(f"{path}: controls must map a kind of hint to a folder of this model")
+    inpaint = table.get("inpaint")
+    if inpaint is not None and not isinstance(inpaint, str):
+        raise WeightsError(f"{path}: inpaint must be a folder of this model, with a UNet for inpainting")
     return Defaults(
         name=name,
         native_size=_size(table["native_size"], 1, f"{path}: native_size"),
         guidance=float(guidance),
         sampler=sampler,
         controls={kind: source.child(folder) for kind, folder in folders.items()},
+        inpaint=None if inpaint is None else source.child(inpaint),
         loras=_files(source, table, "loras", str(path)),
         embeddings=_files(source, table, "embeddings", str(path)),
         family=family,

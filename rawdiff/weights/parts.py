@@ -96,17 +96,16 @@ def read_config(source: Where, part: str) -> dict[str, Any]:
     return read_json(opened.path(f"{folder}/config.json" if folder else "config.json"))
 
 
-def planned_layers(source: Where) -> Layers:
+def planned_layers(source: Where, unet: Where = None) -> Layers:
     """The layers that LoRAs can change, from the configs alone: whether one fits is known before weights are read.
 
-    Raises WeightsError, HubError.
+    `unet` is for a UNet from elsewhere than `source`. Raises WeightsError, HubError.
     """
-    opened = open_source(source)
-    unet, text_encoder = (
-        build_empty(PARTS[name], _config(opened, PARTS[name]), f"{opened}/{name}/config.json")
-        for name in ("unet", "text_encoder")
-    )
-    return Layers(unet, text_encoder)
+    model = open_source(source)
+    found = []
+    for name, opened in (("unet", model if unet is None else open_source(unet)), ("text_encoder", model)):
+        found.append(build_empty(PARTS[name], _config(opened, PARTS[name]), f"{opened}: the {name}'s config"))
+    return Layers(*found)
 
 
 def part_files(source: Source, part: str) -> list[Path]:
