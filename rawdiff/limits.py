@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from rawdiff.errors import UsageError
 
-__all__ = ["FITS", "MAX_SEED", "check_text"]
+__all__ = ["FITS", "MAX_SEED", "MEMORIES", "SPEEDS", "check_text"]
 
 MAX_SEED = 2**32 - 1
 """The largest seed: torch's CPU generator repeats itself beyond."""
 
 FITS = ("crop", "pad", "stretch")
 """What can be done to a map of another aspect."""
+
+SPEEDS = ("eager", "graph", "compile")
+"""How the networks' calls are run."""
+
+MEMORIES = ("normal", "low")
+"""How much memory a run may take."""
 
 
 def check_text(what: str, text: object) -> str:
