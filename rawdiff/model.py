@@ -37,6 +37,7 @@ from rawdiff.conditions import Conditions, Context
 from rawdiff.controls import Control, choose_size, gather, make_hints, recall
 from rawdiff.errors import UsageError
 from rawdiff.geometry import Size, latent_size
+from rawdiff.graphs import make_runner
 from rawdiff.loop import Constrain
 from rawdiff.noise import Noise, check_seeds, random_seed
 from rawdiff.parts import Parts
@@ -62,6 +63,8 @@ def load(
     nets: Mapping[str, Any] | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    speed: str | None = None,
+    memory: str | None = None,
     offline: bool = False,
     revision: str | None = None,
     say: Say = say_on_stderr,
@@ -71,14 +74,17 @@ def load(
 
     `controls` are kinds of ControlNets to load at once ("depth"); others are loaded when a run needs them.
     `nets` names sources for kinds where the model's own are not wanted. The device is the first GPU or
-    else the CPU, the dtype fp16 or fp32 after it. Raises WeightsError, HubError, ResourceError,
-    UsageError.
+    else the CPU, the dtype fp16 or fp32 after it. `speed` is how the networks are run, "eager", "graph" (on CUDA) or
+    "compile", by default the best without waiting for a compiler; `memory` is "normal", or "low": a part on the device
+    at a time, guidance's halves in turn, the VAE in tiles (approximate). Raises WeightsError, HubError,
+    ResourceError, UsageError.
     """
     check_callables(say=say, probe=probe)
     check_flags(offline=offline)
     known = check_nets(nets, controls)
     chosen = weights.choose_device(device)
     kind = weights.choose_dtype(chosen, dtype)
+    runner = make_runner(speed, chosen, memory)
     opened = weights.open_source(source, revision=revision, offline=offline, say=say)
     place: dict[str, Any] = {"device": chosen, "dtype": kind}
     with probe("load"):
@@ -86,10 +92,13 @@ def load(
             tokenizer = weights.load_tokenizer(opened)
         with probe("text encoder"):
             text_encoder = weights.load_text_encoder(opened, **place)
+            runner.keep([text_encoder])
         with probe("unet"):
             unet = weights.load_unet(opened, **place)
+            runner.keep([unet])
         with probe("vae"):
             vae = weights.load_vae(opened, **place)
+            runner.keep([vae])
         model = Model(
             source=opened,
             unet=unet,
@@ -101,6 +110,7 @@ def load(
             dtype=kind,
             defaults=weights.read_defaults(opened),
             nets=known,
+            runner=runner,
             offline=offline,
             say=say,
         )
@@ -184,6 +194,7 @@ class Model(Parts):
         for control in wanted:
             self.net(control.kind, control.net, probe=probe)
         texts: dict[str, Any] = {"say": say, "probe": probe}
+        self.runner.stage([self.text_encoder])
         cond = encode_prompts(self.tokenizer, self.text_encoder, prompts, clip_skip=clip_skip, **texts)
         uncond = (
             encode_prompts(self.tokenizer, self.text_encoder, negatives, **texts) if plan.guided else None
@@ -298,5 +309,6 @@ class Model(Parts):
         loaded = [self.net(control.kind, control.net, probe=probe) for control in controls]
         names = [control.kind for control in controls]
         options: dict[str, Any] = {"names": names, "guess": bool(account["guess"]), "exact": exact}
+        options["runner"] = self.runner
         predict = prepare(plan, conditions, self.unet, loaded, **options, probe=probe)
-        return Setup(plan, conditions, predict, self.vae, account, origin, hints, say, probe)
+        return Setup(plan, conditions, predict, self.vae, self.runner, account, origin, hints, say, probe)

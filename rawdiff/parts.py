@@ -12,6 +12,7 @@ from rawdiff import nets, weights
 from rawdiff.controls import Control
 from rawdiff.errors import UsageError, WeightsError
 from rawdiff.geometry import Size
+from rawdiff.graphs import EAGER, Frugal, Runner
 from rawdiff.probes import NO_PROBE, ProbeLike
 from rawdiff.say import Say, say_on_stderr
 
@@ -40,6 +41,7 @@ class Parts:
         dtype: torch.dtype,
         defaults: weights.Defaults,
         nets: Mapping[str, Any] | None = None,
+        runner: Runner = EAGER,
         offline: bool = False,
         say: Say = say_on_stderr,
     ) -> None:
@@ -49,6 +51,7 @@ class Parts:
         self.text_encoder, self.tokenizer = text_encoder, tokenizer
         self.scheduler = scheduler
         self.device, self.dtype = device, dtype
+        self.runner = runner
         self._named = {} if nets is None else dict(nets)
         self._sources = {**defaults.controls, **self._named}
         self._loaded: dict[tuple[str, str], tuple[Any, weights.Source]] = {}
@@ -78,6 +81,7 @@ class Parts:
                 opened = weights.open_source(wanted, offline=self._offline, say=self._say)
                 net = weights.load_controlnet(opened, device=self.device, dtype=self.dtype)
             nets.controlnet.check(net, self.unet)
+            self.runner.keep([net])
             self._loaded[key] = net, opened
         return self._loaded[key][0]
 
@@ -90,6 +94,12 @@ class Parts:
                 f"control {kind!r}: this model names no such net (it names {known}): give one with net="
             )
         return wanted
+
+    def save_memory(self) -> None:
+        """Run from here on as with `memory="low"`; runs that are prepared stay as they are."""
+        self.runner.drop()
+        self.runner = Frugal(self.device)
+        self.runner.keep([self.text_encoder, self.unet, self.vae, *(net for net, _ in self._loaded.values())])
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of the files that the parts were loaded from, ControlNets not included, by path."""
@@ -109,7 +119,7 @@ class Parts:
 
     def check_memory(self, size: Size, batch: int, *, guided: bool) -> None:
         """Raise SizeError where `batch` pictures of this size cannot fit into the memory that is free now."""
-        options: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
+        options: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "low": self.runner.frugal}
         weights.check_memory(self.unet.config, self.vae.config, size, batch=batch, guided=guided, **options)
 
 

@@ -72,11 +72,10 @@ class _Control(NamedTuple):
 
 
 class _Networks:
-    def __init__(self, network: Bound, exact: Exact, runner: Runner, halves_in_turn: bool) -> None:
+    def __init__(self, network: Bound, exact: Exact, runner: Runner) -> None:
         self.network = network
         self.exact = exact
         self.runner = runner
-        self.halves_in_turn = halves_in_turn
         self.dtype = network.net.conv_in.weight.dtype
         self.out_dtype = torch.promote_types(self.dtype, torch.float32)
         self.controls: list[_Control | None] = []
@@ -90,6 +89,7 @@ class _Networks:
 
     @torch.no_grad()
     def __call__(self, x: Tensor, row: Row, probe: ProbeLike = NO_PROBE) -> Prediction:
+        self.runner.stage(self._nets.values())
         self._refresh()
         half = x.to(self.dtype)
         try:
@@ -109,7 +109,7 @@ class _Networks:
         self, half: Tensor, row: Row, probe: ProbeLike
     ) -> tuple[Tensor, tuple[Residuals | None, ...]]:
         """The UNet's output [B or 2B,4,h,w] and the residuals, of as many halves as the row has."""
-        if not (row.guided and self.halves_in_turn):
+        if not (row.guided and self.runner.frugal):
             return self._run(half, row, BOTH if row.guided else COND, probe)
         uncond, some = self._run(half, row, UNCOND, probe)
         cond, others = self._run(half, row, COND, probe)
@@ -212,7 +212,6 @@ def prepare(
     guess: bool = False,
     exact: Exact = EVERYTHING,
     runner: Runner = EAGER,
-    halves_in_turn: bool = False,
     probe: ProbeLike = NO_PROBE,
 ) -> Predict:
     """Bind the networks to a run: `net` is the UNet, `nets` the ControlNets in the plan's order.
@@ -220,16 +219,17 @@ def prepare(
     With `guess` the ControlNets see the cond half alone and their residuals fade towards the top; a net that
     pools its residuals sees the cond half alone always, without a word about the other nets. `exact` says
     what is computed once instead of at each step, and again when weights are changed in place. `runner` is how the
-    networks' calls are run; with `halves_in_turn` cond comes after uncond and not beside it, in less memory. `names`
-    are for the probes. Raises WeightsError for a network that is not run faithfully.
+    networks' calls are run; a frugal one runs cond after uncond and not beside it. `names` are for
+    the probes. Raises WeightsError for a network that is not run faithfully.
     """
     if not isinstance(exact, Exact):
         raise UsageError(f"exact {exact!r}: expected an Exact, such as Exact(kv=False)")
     unet.check(net)
+    runner.stage([net, *nets])
     dtype, device = net.conv_in.weight.dtype, net.conv_in.weight.device
     texts = [_on(context, device, dtype) for context in conditions.contexts]
     times = {row.t: row.t_device() for row in plan.rows}
-    networks = _Networks(Bound(net, texts, times, exact), exact, runner, halves_in_turn)
+    networks = _Networks(Bound(net, texts, times, exact), exact, runner)
     for k, (module, hint) in enumerate(zip(nets, conditions.hints, strict=True)):
         if not plan.active(k):
             networks.add(None)

@@ -1,6 +1,7 @@
 """How the networks' calls are run: as they come, or recorded once and replayed, one after the other or side by side.
 
     runner.py    Runner: as they come; EAGER is the plain one
+    frugal.py    Frugal: in little memory, a stage of the run on the device at a time
     cache.py     Graphs: each call recorded when it is first seen, replayed from then on, the oldest let go
     compiled.py  each call through torch.compile, where nothing is recorded
     record.py    what is recorded: a CUDA graph
@@ -17,8 +18,9 @@ same call, so it is used up, or copied, before that.
 """
 
 from rawdiff.graphs.cache import Graphs
+from rawdiff.graphs.frugal import Frugal
 from rawdiff.graphs.runner import EAGER, Runner
 from rawdiff.graphs.speed import make_runner
 from rawdiff.graphs.streams import Streams, parallel
 
-__all__ = ["EAGER", "Graphs", "Runner", "Streams", "make_runner", "parallel"]
+__all__ = ["EAGER", "Frugal", "Graphs", "Runner", "Streams", "make_runner", "parallel"]

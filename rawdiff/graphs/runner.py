@@ -21,6 +21,8 @@ def _always() -> bool:
 class Runner:
     """Runs calls as they come; works that do not need each other side by side where `streams` finds that faster."""
 
+    frugal = False
+    """Whether memory is worth more than time: guidance's halves in turn, the VAE in tiles."""
     overwrites = False
     """Whether what a call gives is overwritten when it is run again."""
 
@@ -43,6 +45,12 @@ class Runner:
 
     def settle(self, nets: Iterable[Any], work: Callable[[], Any]) -> None:
         """Bring `nets` into the form in which `work`, which runs them, is fastest."""
+
+    def keep(self, nets: Iterable[Any]) -> None:
+        """Take charge of where `nets` are."""
+
+    def stage(self, nets: Iterable[Any]) -> None:
+        """Have `nets` on the device: they are what runs next."""
 
     def drop(self) -> None:
         """Let go of all that is held from one call to the next."""

@@ -16,10 +16,11 @@ from rawdiff.graphs.cache import Graphs
 from rawdiff.graphs.choices import cuda_clock
 from rawdiff.graphs.compiled import Compiled
 from rawdiff.graphs.formats import Formats
+from rawdiff.graphs.frugal import Frugal
 from rawdiff.graphs.kernels import Kernels
 from rawdiff.graphs.runner import EAGER, Runner
 from rawdiff.graphs.streams import Streams
-from rawdiff.limits import SPEEDS
+from rawdiff.limits import MEMORIES, SPEEDS
 from rawdiff.nets import attention
 
 __all__ = ["make_runner"]
@@ -28,15 +29,24 @@ __all__ = ["make_runner"]
 def make_runner(
     speed: str | None,
     device: torch.device,
+    memory: str | None = None,
     *,
     side_by_side: bool | None = None,
     limit_bytes: int | None = None,
 ) -> Runner:
-    """The runner for "eager", "graph" or "compile" on a device.
+    """The runner for "eager", "graph" or "compile" on a device, and for "normal" or "low" memory.
 
     None is the best that keeps nobody waiting for a compiler: graphs on CUDA, eager elsewhere. `side_by_side` settles
     whether ControlNets run beside the UNet's first half, which is else measured for each shape. Raises UsageError.
     """
+    if memory not in (None, *MEMORIES):
+        raise UsageError(f"memory {str(memory)[:40]!r}: expected {' or '.join(MEMORIES)}")
+    if memory == "low":
+        if speed not in (None, "eager"):
+            raise UsageError(
+                f"speed {speed} with memory low: recorded work takes memory: leave one of them out"
+            )
+        return Frugal(device)
     if speed is None:
         speed = "graph" if device.type == "cuda" else "eager"
     if speed not in SPEEDS:

@@ -25,6 +25,8 @@ class Place:
     dtype: str | None = None
     revision: str | None = None
     offline: bool = False
+    speed: str | None = None
+    memory: str | None = None
 
     @classmethod
     def from_words(cls, nets: Sequence[str] = (), **words: Any) -> Place:
@@ -65,6 +67,8 @@ def open_workshop(place: Place, say: Say, probe: ProbeLike = NO_PROBE) -> Worksh
         dtype=place.dtype,
         revision=place.revision,
         offline=place.offline,
+        speed=place.speed,
+        memory=place.memory,
         say=say,
         probe=probe,
     )

@@ -24,6 +24,7 @@ from rawdiff.arguments import build_sampler
 from rawdiff.controls import Control, choose_size, make_hints
 from rawdiff.errors import RawdiffError, ResourceError, UsageError
 from rawdiff.geometry import Size, format_size
+from rawdiff.graphs import make_runner
 from rawdiff.jobs.job import Drawn, Job, Watcher, fitting_of, open_map
 from rawdiff.jobs.prepared import Prepared
 from rawdiff.jobs.recorded import recorded_scheduler
@@ -63,11 +64,15 @@ class Workshop:
         dtype: str | None = None,
         revision: str | None = None,
         offline: bool = False,
+        speed: str | None = None,
+        memory: str | None = None,
         say: Say = say_on_stderr,
         probe: ProbeLike = NO_PROBE,
     ) -> None:
         self.device = weights.choose_device(device)
         self.dtype = weights.choose_dtype(self.device, dtype)
+        make_runner(speed, self.device, memory)  # what is wrong with these is said before anything is opened
+        self._speed, self._memory = speed, memory
         self.say, self.probe = say, probe
         self._offline = offline
         self.source = weights.open_source(source, revision=revision, offline=offline, say=say)
@@ -171,12 +176,13 @@ class Workshop:
         if self._model is None:
             self.say(self.describe())
             place: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "offline": self._offline}
+            place |= {"speed": self._speed, "memory": self._memory}
             source: Any = self.source
             self._model = load(source, nets=self._nets, say=self.say, probe=self.probe, **place)
         return self._model
 
     def draw(self, job: Job, *, batch: int = 1, watchers: Sequence[Watcher] = ()) -> Iterator[Drawn]:
-        """The pictures of a job, `batch` at once; where memory gives out, half as many, and said.
+        """The pictures of a job, `batch` at once; where memory gives out, half as many, then with memory low, and said.
 
         Raises NonFiniteError, ResourceError.
         """
@@ -199,22 +205,30 @@ class Workshop:
                     ) from error
                 if not is_out_of_memory(error):
                     raise
-                if count == 1 and isinstance(error, RawdiffError):  # told already
+                last = count == 1 and model.runner.frugal
+                if last and isinstance(error, RawdiffError):  # told already
                     raise
-                if count == 1:
+                if last:
                     raise ResourceError(
                         f"out of memory at {format_size(job.size)} on {self.device}: take a smaller size, fewer "
                         "nets, or half precision"
                     ) from error
-                batch = count // 2
+                batch = max(1, count // 2)
                 self._prepared.forget()
             else:
                 yield from drawn
                 first += count
                 continue
-            if self.device.type == "cuda":  # outside the handler, where the failed run is no longer held
+            # Outside the handler, where the failed run is no longer held.
+            if count == 1:
+                model.save_memory()
+                self.say(
+                    f"out of memory at {format_size(job.size)}: going on with memory low, which is slower"
+                )
+            else:
+                self.say(f"out of memory with {count} pictures at once: going on with {batch}")
+            if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-            self.say(f"out of memory with {count} pictures at once: going on with {batch}")
 
     def _draw(
         self, model: Model, job: Job, first: int, count: int, say: Say, watchers: Sequence[Watcher]
@@ -256,5 +270,5 @@ class Workshop:
 
     def _check_memory(self, size: Size, batch: int, *, guided: bool) -> None:
         unet, vae = (weights.read_config(self.source, part) for part in ("unet", "vae"))
-        place: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
+        place: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "low": self._memory == "low"}
         weights.check_memory(unet, vae, size, batch=batch, guided=guided, **place)

@@ -28,6 +28,7 @@ from rawdiff.nets import (
     resnet,
     tables,
     text,
+    tiles,
     unet,
     vae,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "resnet",
     "tables",
     "text",
+    "tiles",
     "unet",
     "vae",
 ]

@@ -81,14 +81,22 @@ def check_memory(
     guided: bool,
     device: torch.device,
     dtype: torch.dtype,
+    low: bool = False,
 ) -> None:
     """Raise SizeError where pictures of this size, from these configs, cannot fit into the memory that is free now."""
-    needed, free = least_bytes(unet, vae, size, batch, dtype.itemsize, guided=guided), free_bytes(device)
+    needed, free = (
+        least_bytes(unet, vae, size, batch, dtype.itemsize, guided=guided, low=low),
+        free_bytes(device),
+    )
     if free is not None and needed > free:
         several = f" in a batch of {batch}" if batch > 1 else ""
+        ways = [
+            "a smaller size or batch" if batch > 1 else "a smaller size",
+            *([] if low else ["memory low"]),
+        ]
         raise TooLarge(
             f"size {format_size(size)}{several} needs at least {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB "
-            f"are free on {device}: take a smaller size{' or batch' if batch > 1 else ''}"
+            f"are free on {device}: take {', or '.join(ways)}"
         )
 
 
