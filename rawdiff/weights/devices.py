@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from rawdiff.errors import ResourceError, UsageError
 from rawdiff.geometry import Size, format_size
 from rawdiff.nets.memory import TooLarge, least_bytes
 
-__all__ = ["DTYPE_NAMES", "check_memory", "choose_device", "choose_dtype", "free_bytes"]
+__all__ = ["DTYPE_NAMES", "check_memory", "choose_device", "choose_dtype", "free_bytes", "use_real_cores"]
 
 DTYPE_NAMES: dict[str, torch.dtype] = {
     "fp16": torch.float16,
@@ -52,6 +53,30 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
     if chosen.index is not None and chosen.index >= count:
         raise ResourceError(f"device {chosen}: this machine has cuda:0 to cuda:{count - 1}")
     return chosen
+
+
+def use_real_cores(device: torch.device) -> int | None:
+    """Let torch use as many threads as this process has real cores, on a CPU; the number, None where nothing was done.
+
+    Two threads on one core wait for each other. Whoever has set OMP_NUM_THREADS is taken at their word. For whole
+    programs: the setting is the process's.
+    """
+    if device.type != "cpu" or os.environ.get("OMP_NUM_THREADS"):
+        return None
+    cores = _real_cores()
+    if cores is not None and cores != torch.get_num_threads():
+        torch.set_num_threads(cores)
+    return cores
+
+
+def _real_cores() -> int | None:
+    """Cores that this process may run on, siblings counted once; None where the system does not tell (not Linux)."""
+    try:
+        mine = os.sched_getaffinity(0)
+        files = [Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") for cpu in mine]
+        return len({file.read_text(encoding="ascii") for file in files})
+    except (OSError, AttributeError, ValueError):
+        return None
 
 
 def choose_dtype(device: str | torch.device, dtype: str | torch.dtype | None = None) -> torch.dtype:
