@@ -97,13 +97,15 @@ class Graphs(Runner):
 
     def _recorded(self, call: Call, form: tuple[Any, ...], tensors: Sequence[Tensor]) -> _Entry:
         work, forms = flat(call, form)
+        work(*tensors)
+        (out_form,) = forms  # from plain Python, before a compiler has its way with it
         inputs = [t if self._is_written(t) else t.detach().clone() for t in tensors]
         kind = CudaRecording if self._device.type == "cuda" else TracedRecording
         with self._choosing():
             recording: Recording = kind(work if self._compiler is None else self._compiler(work), inputs)
         for output in recording.outputs:
             self._written[id(output)] = output
-        result = build(forms[0], iter(recording.outputs))
+        result = build(out_form, iter(recording.outputs))
         copied = [held for held, given in zip(inputs, tensors, strict=True) if held is not given]
         held_bytes = sum(t.nbytes for t in (*copied, *recording.outputs)) + recording.pool_bytes
         return _Entry(recording, inputs, result, held_bytes)
