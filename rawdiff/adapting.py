@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from rawdiff import weights
 from rawdiff.errors import UsageError
 from rawdiff.extras import AddedLora
@@ -21,15 +23,15 @@ class Adapting:
     An inpainting UNet has the layers of the model's own by the same names, so that a LoRA fits either.
     """
 
-    def __init__(self, text_encoder: Any) -> None:
-        self._text_encoder = text_encoder
+    def __init__(self, text_encoder: Any, device: torch.device) -> None:
+        self._text_encoder, self._device = text_encoder, device
         self._of: dict[int, weights.Adapters] = {}
         self._on: dict[int, _Pairs] = {}
 
     def of(self, unet: Any) -> weights.Adapters:
         """The LoRAs of this UNet and the text encoder."""
         if id(unet) not in self._of:  # whose layers are held from here on, so that the id stays its own
-            self._of[id(unet)] = weights.Adapters(unet, self._text_encoder)
+            self._of[id(unet)] = weights.Adapters(unet, self._text_encoder, device=self._device)
         return self._of[id(unet)]
 
     def put_on(self, unet: Any, added: Sequence[AddedLora], probe: ProbeLike = NO_PROBE) -> None:

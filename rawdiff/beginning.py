@@ -17,10 +17,11 @@ from rawdiff.blend import Blend
 from rawdiff.encode import encode
 from rawdiff.errors import UsageError
 from rawdiff.geometry import FACTOR
+from rawdiff.graphs import Runner
 from rawdiff.images import InitImage
+from rawdiff.nets.unet import INPAINT_CHANNELS
 from rawdiff.noise import Noise
 from rawdiff.plan import Plan
-from rawdiff.predict import INPAINT_CHANNELS
 from rawdiff.probes import NO_PROBE, ProbeLike
 from rawdiff.sampler import Sampler, count_steps, renoise
 from rawdiff.say import Say
@@ -65,6 +66,7 @@ def begin_from(
     strength: float,
     channels: int,
     dtype: torch.dtype,
+    runner: Runner,
     say: Say,
     probe: ProbeLike = NO_PROBE,
 ) -> Beginning:
@@ -77,7 +79,7 @@ def begin_from(
     inpainting, from_noise = channels == INPAINT_CHANNELS, hole is not None and strength == 1.0
     latents: Tensor | None = None
     if not (inpainting and from_noise):
-        posterior = encode(vae, image.normalised, say=say, probe=probe)
+        posterior = encode(vae, image.normalised, runner=runner, say=say, probe=probe)
         latents, draws = posterior.sample(noise.draw(draws)), draws + 1
     first, draws = noise.draw(draws), draws + 1
     if latents is None or from_noise:
@@ -94,7 +96,7 @@ def begin_from(
         return Beginning(
             replace(state, draws=draws + 1), blend=Blend(latents.to(dtype), first.to(dtype), small)
         )
-    posterior = encode(vae, image.normalised * (hole < 0.5), say=say, probe=probe)
+    posterior = encode(vae, image.normalised * (hole < 0.5), runner=runner, say=say, probe=probe)
     kept = posterior.sample(noise.draw(draws)).float()
     seen = torch.cat([small.expand(len(kept), -1, -1, -1), kept], dim=1)
     return Beginning(replace(state, draws=draws + 1), inpaint=seen)

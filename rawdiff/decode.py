@@ -1,4 +1,4 @@
-"""Latents to pictures, once more in fp32 where half precision gives NaN."""
+"""Latents to pictures, once more in fp32 where half precision gives NaN, in tiles where memory is short."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from torch import Tensor
 
 from rawdiff.errors import NonFiniteError
 from rawdiff.geometry import FACTOR, format_size
-from rawdiff.nets import vae as nets_vae
+from rawdiff.graphs import EAGER, Runner
+from rawdiff.in_tiles import whole_or_tiled
+from rawdiff.nets import tiles
+from rawdiff.nets.calls import DecodePicture
 from rawdiff.nets.memory import telling_out_of_memory
 from rawdiff.probes import NO_PROBE, ProbeLike
 from rawdiff.say import Say, say_on_stderr
@@ -19,22 +22,29 @@ __all__ = ["decode"]
 
 
 @torch.no_grad()
-def decode(vae: Any, latents: Tensor, *, say: Say = say_on_stderr, probe: ProbeLike = NO_PROBE) -> Tensor:
+def decode(
+    vae: Any,
+    latents: Tensor,
+    *,
+    runner: Runner = EAGER,
+    say: Say = say_on_stderr,
+    probe: ProbeLike = NO_PROBE,
+) -> Tensor:
     """Pictures [B,3,8h,8w] in the VAE's dtype, about -1..1, of latents [B,4,h,w], one at a time.
 
-    NaN or Inf in half precision: decoded once more in fp32, and said. NonFiniteError if that does not help,
-    ResourceError where memory gives out.
+    NaN or Inf in half precision: decoded once more in fp32, and said. Memory that gives out, or a frugal `runner`:
+    in tiles, and said, for that is approximate. NonFiniteError, ResourceError if that does not help.
     """
     dtype = vae.decoder.conv_in.weight.dtype
     size = FACTOR * latents.shape[2], FACTOR * latents.shape[3]
-    where = f"the VAE, decoding {format_size(size)}"
-    with probe("vae decode"), telling_out_of_memory(where, latents.device):
-        pictures = [nets_vae.decode(vae, x[None]) for x in latents.to(dtype).unbind()]
-        if dtype != torch.float32 and not all(bool(torch.isfinite(p).all()) for p in pictures):
+    way: dict[str, Any] = {"tiling": tiles.decode_tiled, "size": size, "verb": "decoding", "say": say}
+    runner.stage([vae])
+    with probe("vae decode"), telling_out_of_memory(f"the VAE, decoding {format_size(size)}", latents.device):
+        result = whole_or_tiled(DecodePicture(vae), given=latents.to(dtype), runner=runner, **way)
+        if dtype != torch.float32 and not bool(torch.isfinite(result).all()):
             say(f"the VAE gave NaN in {str(dtype).removeprefix('torch.')}: decoding once more in fp32")
-            exact = copy.deepcopy(vae).float()
-            pictures = [nets_vae.decode(exact, x[None]) for x in latents.float().unbind()]
-        result = torch.cat(pictures)
+            exact = DecodePicture(copy.deepcopy(vae).float())
+            result = whole_or_tiled(exact, given=latents.float(), runner=EAGER, tiled=runner.frugal, **way)
     if not bool(torch.isfinite(result).all()):
         raise NonFiniteError("NaN or Inf in the decoded picture: the latents or the VAE's weights are broken")
     return result

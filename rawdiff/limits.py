@@ -6,7 +6,7 @@ import re
 
 from rawdiff.errors import UsageError
 
-__all__ = ["FITS", "MAX_SEED", "check_strength", "check_text", "is_name"]
+__all__ = ["FITS", "MAX_SEED", "MEMORIES", "SPEEDS", "check_strength", "check_text", "is_name"]
 
 MAX_SEED = 2**32 - 1
 """The largest seed: torch's CPU generator repeats itself beyond."""
@@ -14,6 +14,11 @@ MAX_SEED = 2**32 - 1
 FITS = ("crop", "pad", "stretch")
 """What can be done to a map of another aspect."""
 
+SPEEDS = ("eager", "graph", "compile")
+"""How the networks' calls are run."""
+
+MEMORIES = ("normal", "low")
+"""How much memory a run may take."""
 STRENGTH, MASKED_STRENGTH = 0.8, 1.0
 """Where nobody says: diffusers' own, without a mask and with one."""
 

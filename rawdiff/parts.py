@@ -14,7 +14,8 @@ from rawdiff.controls import Control
 from rawdiff.errors import UsageError, WeightsError
 from rawdiff.extras import AddedEmbedding, AddedLora, Extras
 from rawdiff.geometry import Size
-from rawdiff.predict import INPAINT_CHANNELS, check_channels
+from rawdiff.graphs import EAGER, Frugal, Runner
+from rawdiff.nets.unet import INPAINT_CHANNELS, check_channels
 from rawdiff.probes import NO_PROBE, ProbeLike
 from rawdiff.say import Say, say_on_stderr
 from rawdiff.vocabulary import Vocabulary, add_words
@@ -63,6 +64,7 @@ class Parts:
         dtype: torch.dtype,
         defaults: weights.Defaults,
         nets: Mapping[str, Any] | None = None,
+        runner: Runner = EAGER,
         offline: bool = False,
         say: Say = say_on_stderr,
     ) -> None:
@@ -72,13 +74,14 @@ class Parts:
         self.text_encoder, self.tokenizer = text_encoder, tokenizer
         self.scheduler = scheduler
         self.device, self.dtype = device, dtype
+        self.runner = runner
         self._named = {} if nets is None else dict(nets)
         self._sources = {**defaults.controls, **self._named}
         self._loaded: dict[tuple[str, str], tuple[Any, weights.Source]] = {}
         self._inpaint: Any = None
         self._offline, self._say = offline, say
         self.extras = Extras(source, defaults)
-        self._adapting = Adapting(text_encoder)
+        self._adapting = Adapting(text_encoder, device)
 
     def __repr__(self) -> str:
         kinds = ", ".join(self.controls) or "no controls"
@@ -104,6 +107,7 @@ class Parts:
                 opened = weights.open_source(wanted, offline=self._offline, say=self._say)
                 net = weights.load_controlnet(opened, device=self.device, dtype=self.dtype)
             nets.controlnet.check(net, self.unet)
+            self.runner.keep([net])
             self._loaded[key] = net, opened
         return self._loaded[key][0]
 
@@ -129,6 +133,7 @@ class Parts:
                     loaded = weights.load_unet(self.defaults.inpaint, device=self.device, dtype=self.dtype)
                 nets.unet.check(loaded)
                 _check_inpaint(loaded.config, self.unet.config)
+                self.runner.keep([loaded])
                 self._inpaint = loaded
             return self._inpaint
         check_channels(self.unet.config.in_channels, masked=masked)
@@ -146,6 +151,14 @@ class Parts:
         on by hand, WeightsError, ResourceError.
         """
         self._adapting.put_on(unet, added, probe)
+
+    def save_memory(self) -> None:
+        """Run from here on as with `memory="low"`; runs that are prepared stay as they are."""
+        self.runner.drop()
+        self.runner = Frugal(self.device)
+        inpaint = [] if self._inpaint is None else [self._inpaint]
+        loaded = [net for net, _ in self._loaded.values()]
+        self.runner.keep([self.text_encoder, self.unet, *inpaint, self.vae, *loaded])
 
     def vocabulary(self, added: Sequence[AddedEmbedding]) -> Vocabulary:
         """The tokenizer's words, and the triggers of these; raises UsageError, WeightsError where one does not fit."""
@@ -182,7 +195,7 @@ class Parts:
 
         On a CPU the copies of the weights that LoRAs change count too. Raises WeightsError for one that does not fit.
         """
-        options: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
+        options: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "low": self.runner.frugal}
         if added:
             copies = self._adapting.more_bytes(self.unet_for(masked=masked), added)
             options["beside"] = copies if self.device.type == "cpu" else 0

@@ -1,4 +1,4 @@
-"""The networks and guidance as one function of x and a row.
+"""The networks and guidance as one function of x and a row (`prediction`).
 
 `prepare` computes what no step changes (`Exact`): the text's keys and values, the table of times, the hints'
 features. The cast to the networks' dtype and the cast back are here and nowhere else; guidance is computed in fp32.
@@ -7,64 +7,27 @@ features. The cast to the networks' dtype and the cast back are here and nowhere
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rawdiff.conditions import Conditions, Context
 from rawdiff.errors import UsageError
-from rawdiff.nets import blocks, controlnet, unet
+from rawdiff.graphs import EAGER, Runner
+from rawdiff.nets import blocks, calls, controlnet, unet
 from rawdiff.nets.controlnet import Residuals
+from rawdiff.nets.derived import Derived
 from rawdiff.nets.exact import EVERYTHING, Exact
 from rawdiff.nets.exact import check as check_exact
 from rawdiff.nets.halves import spread
 from rawdiff.nets.memory import telling_out_of_memory
-from rawdiff.nets.tables import Bound
+from rawdiff.nets.tables import BOTH, COND, UNCOND, Bound
 from rawdiff.plan import Plan, Row
+from rawdiff.prediction import Predict, Prediction, guide
 from rawdiff.probes import NO_PROBE, ProbeLike
 
-__all__ = [
-    "EVERYTHING",
-    "INPAINT_CHANNELS",
-    "Exact",
-    "Hold",
-    "Predict",
-    "Prediction",
-    "check_channels",
-    "guide",
-    "prepare",
-]
-
-INPAINT_CHANNELS = 9
-"""What an inpainting UNet takes: the latents' 4, the mask, and 4 of the picture's latents outside it."""
-
-
-class Prediction(NamedTuple):
-    """What the networks said at one evaluation; every tensor [B,4,h,w] fp32 (fp64 from networks in fp64)."""
-
-    guided: Tensor
-    """What the sampler is given."""
-    uncond: Tensor | None
-    """None where the row has no guidance."""
-    cond: Tensor
-    residuals: tuple[Residuals | None, ...]
-    """What `control` is, as it was computed: [B,...] too where both halves have the same."""
-
-    @property
-    def control(self) -> tuple[Residuals | None, ...]:
-        """Each ControlNet's residuals in the networks' dtype, [B or 2B,...]; None for a net that was not run."""
-        count = len(self.cond) * (1 if self.uncond is None else 2)
-        return tuple(None if found is None else controlnet.repeat(found, count) for found in self.residuals)
-
-
-class Predict(Protocol):
-    """The networks, as the loop sees them."""
-
-    def __call__(self, x: Tensor, row: Row, probe: ProbeLike = NO_PROBE) -> Prediction:
-        """`x` [B,4,h,w] fp32, scaled for the networks."""
-        ...
-
+__all__ = ["EVERYTHING", "Exact", "Hold", "Predict", "Prediction", "guide", "prepare"]
 
 Hold = Callable[[ProbeLike], None]
 """Has the networks' weights be what a run was prepared with, whatever other runs did since."""
@@ -73,86 +36,132 @@ Hold = Callable[[ProbeLike], None]
 class _Control(NamedTuple):
     name: str
     network: Bound
-    features: Tensor  # [1 or B,C,h,w]
+    features: Derived  # [1 or B,C,h,w]
     cond_only: bool
     guess: Tensor | None  # [n+1] fp32
 
 
 class _Networks:
-    def __init__(self, network: Bound, exact: Exact, hold: Hold | None) -> None:
+    def __init__(
+        self, network: Bound, exact: Exact, runner: Runner, hold: Hold | None, inpaint: Tensor | None
+    ) -> None:
         self.network = network
         self.exact = exact
+        self.runner = runner
         self.hold = hold
         self.dtype = network.net.conv_in.weight.dtype
         self.out_dtype = torch.promote_types(self.dtype, torch.float32)
         self.controls: list[_Control | None] = []
-        self.inpaint: Tensor | None = None  # [1 or B,5,h,w]
+        self.inpaint = inpaint  # [1 or B,5,h,w]
+        self._nets: dict[int, Any] = {-1: network.net}
+
+    def add(self, control: _Control | None) -> None:
+        """The next ControlNet; None for one that no row uses."""
+        if control is not None:
+            self._nets[len(self.controls)] = control.network.net
+        self.controls.append(control)
 
     @torch.no_grad()
     def __call__(self, x: Tensor, row: Row, probe: ProbeLike = NO_PROBE) -> Prediction:
+        self.runner.stage(self._nets.values())
         if self.hold is not None:
             self.hold(probe)
+        self._refresh()
         half = x.to(self.dtype)
-        full = torch.cat([half, half]) if row.guided and not self.exact.prefix else half
-        seen = full if self.inpaint is None else torch.cat([full, spread(self.inpaint, len(full))], dim=1)
-        found = tuple(self._control(k, half, full, row, probe) for k in range(len(self.controls)))
-        net, text, divide = self.network.net, self.network.text(row.context, row.guided), not self.exact.scale
-        with probe("unet encode"):
-            time = self.network.time(row.t, row.t_device())
-            emb = blocks.embed_time(net, time, seen) if isinstance(time, Tensor) else time
-            skips, middle = unet.encode(net, seen, emb, text, divide)
-        with probe("unet decode"):
-            active = [residuals for residuals in found if residuals is not None]
-            if active:
-                total = active[0]
-                for residuals in active[1:]:  # left to right: fp16 sums depend on the order
-                    total = controlnet.add(total, residuals)
-                joined = controlnet.add(Residuals(tuple(skips), middle), total)
-                skips, middle = list(joined.skips), joined.middle
-            out = unet.decode(net, skips, middle, emb, text, divide).to(self.out_dtype)
+        try:
+            self.runner.settle(self._nets.values(), lambda: self._halves(half, row, NO_PROBE))
+            out, found = self._halves(half, row, probe)
+        except BaseException:
+            self.runner.drop()
+            raise
+        is_current = self.runner.until_next()
         if not row.guided:
-            return Prediction(out, None, out, found)
+            return Prediction(out, None, out, found, is_current)
         with probe("guidance"):
             uncond, cond = out.chunk(2)
-            return Prediction(guide(uncond, cond, row), uncond, cond, found)
+            return Prediction(guide(uncond, cond, row), uncond, cond, found, is_current)
 
-    def _control(self, k: int, half: Tensor, full: Tensor, row: Row, probe: ProbeLike) -> Residuals | None:
+    def _halves(
+        self, half: Tensor, row: Row, probe: ProbeLike
+    ) -> tuple[Tensor, tuple[Residuals | None, ...]]:
+        """The UNet's output [B or 2B,4,h,w] and the residuals, of as many halves as the row has."""
+        if not (row.guided and self.runner.frugal):
+            return self._run(half, row, BOTH if row.guided else COND, probe)
+        uncond, some = self._run(half, row, UNCOND, probe)
+        cond, others = self._run(half, row, COND, probe)
+        return torch.cat([uncond, cond]), tuple(map(_both, some, others))
+
+    def _run(
+        self, half: Tensor, row: Row, which: int, probe: ProbeLike
+    ) -> tuple[Tensor, tuple[Residuals | None, ...]]:
+        """One pass: the UNet's output in fp32 and memory of its own, and each net's residuals."""
+        full = torch.cat([half, half]) if which == BOTH and not self.exact.prefix else half
+        seen = full if self.inpaint is None else torch.cat([full, spread(self.inpaint, len(full))], dim=1)
+        net, text, divide = self.network.net, self.network.text(row.context, which), not self.exact.scale
+        time = self.network.time(row.t, row.t_device())
+        if isinstance(time, Tensor):
+            with probe("time embedding"):
+                time = blocks.embed_time(net, time, seen)
+
+        def encode(probe: ProbeLike) -> tuple[tuple[Tensor, ...], Tensor]:
+            with probe("unet encode"):
+                return self.runner(calls.UNetEncode(net, divide), seen, time, text)  # type: ignore[no-any-return]
+
+        nets = {
+            k: work for k in range(len(self.controls)) if (work := self._control(k, half, full, row, which))
+        }
+        key = (seen.shape, self.dtype, which, id(net), *(id(self._nets[k]) for k in nets))
+        *residuals, (skips, middle) = self.runner.together([*nets.values(), encode], probe, key)
+        found = dict(zip(nets, residuals, strict=True))
+        with probe("unet decode"):
+            skips, middle = controlnet.join(skips, middle, residuals)
+            out = self.runner(calls.UNetDecode(net, divide), skips, middle, time, text)
+            out = out.to(self.out_dtype, copy=self.runner.overwrites)
+        return out, tuple(found.get(k) for k in range(len(self.controls)))
+
+    def _control(
+        self, k: int, half: Tensor, full: Tensor, row: Row, which: int
+    ) -> Callable[[ProbeLike], Residuals] | None:
+        """Net `k`'s part of a pass, to be called; None where it has none."""
         control = self.controls[k]
-        if control is None or row.control[k] == 0.0:
+        if control is None or row.control[k] == 0.0 or (control.cond_only and which == UNCOND):
             return None
-        with probe(control.name):
-            network, alone = control.network, control.cond_only
-            result = controlnet.residuals(
-                network.net,
-                half if alone else full,
-                network.time(row.t, row.t_device()),
-                network.text(row.context, row.guided and not alone),
-                control.features,
-                row.control_device(k),
-                control.guess,
-                not self.exact.scale,
-            )
-            if row.guided and alone:  # nothing for the uncond half
-                result = Residuals(tuple(_pad(r) for r in result.skips), _pad(result.middle))
-        return result
+        alone, network = control.cond_only, control.network
+        call = calls.ControlResiduals(network.net, alone and which == BOTH, not self.exact.scale)
+        arguments = (
+            half if alone else full,
+            network.time(row.t, row.t_device()),
+            network.text(row.context, COND if alone else which),
+            control.features.tensors[0],
+            row.control_device(k),
+            control.guess,
+        )
+
+        def work(probe: ProbeLike) -> Residuals:
+            with probe(control.name):
+                return self.runner(call, *arguments, place=k)  # type: ignore[no-any-return]
+
+        return work
+
+    def _refresh(self) -> None:
+        self.network.refresh()
+        for control in self.controls:
+            if control is not None:
+                control.network.refresh()
+                control.features.refresh()
 
 
-def _pad(residual: Tensor) -> Tensor:
-    return torch.cat([torch.zeros_like(residual), residual])
-
-
-def guide(uncond: Tensor, cond: Tensor, row: Row) -> Tensor:
-    """Classifier-free guidance, `uncond + g*(cond - uncond)`, [B,4,h,w] fp32; g is each image's own.
-
-    Ho and Salimans 2022, arXiv 2207.12598; rescaled as in Lin et al. 2023, arXiv 2305.08891, section 3.4.
-    """
-    guided = uncond + row.guidance_device() * (cond - uncond)
-    if row.rescale == 0.0:
-        return guided
-    axes = (1, 2, 3)
-    spread = cond.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True)
-    factor = row.rescale_device()
-    return factor * (guided * spread) + (1 - factor) * guided
+def _both(uncond: Residuals | None, cond: Residuals | None) -> Residuals | None:
+    """The residuals of halves that were run in turn; of a net that sees cond alone there are those of cond."""
+    if cond is None:
+        return None
+    others = (
+        map(torch.zeros_like, (*cond.skips, cond.middle))
+        if uncond is None
+        else (*uncond.skips, uncond.middle)
+    )
+    *skips, middle = (torch.cat(pair) for pair in zip(others, (*cond.skips, cond.middle), strict=True))
+    return Residuals(tuple(skips), middle)
 
 
 @torch.no_grad()
@@ -165,6 +174,7 @@ def prepare(
     names: Sequence[str] = (),
     guess: bool = False,
     exact: Exact = EVERYTHING,
+    runner: Runner = EAGER,
     hold: Hold | None = None,
     probe: ProbeLike = NO_PROBE,
 ) -> Predict:
@@ -172,36 +182,38 @@ def prepare(
 
     With `guess` the ControlNets see the cond half alone and their residuals fade towards the top; a net that
     pools its residuals sees the cond half alone always, without a word about the other nets. `exact` says
-    what is computed once instead of at each step; what is, is as old as this call. `hold` is called now and before
-    each evaluation, and has the weights be the same to the bit; where it is None nobody may change them before the
-    run ends. `names` are for the probes. Raises WeightsError for a network that is not run faithfully.
+    what is computed once instead of at each step, and again when weights are changed in place. `hold` is called now
+    and before each evaluation, to have the weights be this run's own; None where nobody else changes them. `runner` is
+    how the networks' calls are run; a frugal one runs cond after uncond and not beside it. `names` are for the probes.
+    Raises WeightsError for a network that is not run faithfully.
     """
     check_exact(exact)
     unet.check(net)
+    runner.stage([net, *nets])
     if hold is not None:
         hold(probe)
     dtype, device = net.conv_in.weight.dtype, net.conv_in.weight.device
     channels, inpaint = net.config.in_channels, conditions.inpaint
-    check_channels(channels, masked=inpaint is not None)
-    if inpaint is not None and channels != INPAINT_CHANNELS:
+    unet.check_channels(channels, masked=inpaint is not None)
+    if inpaint is not None and channels != unet.INPAINT_CHANNELS:
         raise UsageError(
-            f"inpaint: this UNet takes {channels} channels, expected {INPAINT_CHANNELS}: mask its x by a Blend"
+            f"inpaint: this UNet takes {channels} channels, expected {unet.INPAINT_CHANNELS}: mask its x by a Blend"
         )
     texts = [_on(context, device, dtype) for context in conditions.contexts]
     times = {row.t: row.t_device() for row in plan.rows}
-    networks = _Networks(Bound(net, texts, times, exact), exact, hold)
-    networks.inpaint = None if inpaint is None else inpaint.to(device, dtype)
+    seen_by_unet = None if inpaint is None else inpaint.to(device, dtype)
+    networks = _Networks(Bound(net, texts, times, exact), exact, runner, hold, seen_by_unet)
     for k, (module, hint) in enumerate(zip(nets, conditions.hints, strict=True)):
         if not plan.active(k):
-            networks.controls.append(None)
+            networks.add(None)
             continue
         controlnet.check(module, net)
         with probe("hint features"), telling_out_of_memory("the hints' features", device):
-            features = controlnet.embed_hint(module, hint.to(device, dtype))
+            features = _features(module, hint.to(device, dtype))
         alone = guess or controlnet.pools(module)
         seen = [(None, cond) for _, cond in texts] if alone else texts
         scales = controlnet.guess_scales(module) if guess else None
-        networks.controls.append(
+        networks.add(
             _Control(
                 name=f"controlnet {names[k] if names else k}",
                 network=Bound(module, seen, times, exact),
@@ -213,13 +225,9 @@ def prepare(
     return networks
 
 
-def check_channels(channels: int, *, masked: bool) -> None:
-    """Raise UsageError for a UNet that is made for inpainting, by its channels, in a run without a mask."""
-    if channels == INPAINT_CHANNELS and not masked:
-        raise UsageError(
-            f"this model's UNet takes {channels} channels, for inpainting alone: give an image and a mask, or take "
-            "another model"
-        )
+def _features(net: Any, hint: Tensor) -> Derived:
+    sources = net.controlnet_cond_embedding.parameters()
+    return Derived(sources, lambda: [controlnet.embed_hint(net, hint)])
 
 
 def _on(context: Context, device: torch.device, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:

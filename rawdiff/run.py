@@ -17,6 +17,7 @@ from rawdiff.conditions import Conditions
 from rawdiff.decode import decode
 from rawdiff.errors import UsageError
 from rawdiff.geometry import FACTOR, Size, format_size
+from rawdiff.graphs import Runner
 from rawdiff.loop import Constrain, denoise
 from rawdiff.noise import Noise
 from rawdiff.plan import Plan
@@ -41,6 +42,7 @@ class Setup:
     conditions: Conditions
     predict: Predict
     vae: Any
+    runner: Runner
     recipe: Mapping[str, Any]
     """Everything that decides the pictures, as plain values, but for what is done to the run by hand."""
     origin: Mapping[str, Any]
@@ -247,7 +249,8 @@ class Run:
         return images.write_png(path, image, told, recipe.write_parameters(told), overwrite=overwrite)
 
     def _decoded(self, latents: Tensor) -> list[Image]:
-        pictures = decode(self.setup.vae, latents, say=self.setup.say, probe=self.setup.probe)
+        options: dict[str, Any] = {"say": self.setup.say, "probe": self.setup.probe}
+        pictures = decode(self.setup.vae, latents, runner=self.setup.runner, **options)
         drawn = [images.to_pil(picture) for picture in pictures]
         paste = self.setup.paste
         return drawn if paste is None else [paste(picture) for picture in drawn]

@@ -67,8 +67,8 @@ class Case:
         shown = tuple(randn(hints, 3, 8 * size[0], 8 * size[1], seed=50 + k) for k in range(nets))
         self.given = Conditions((Context(cond, uncond if self.plan.guided else None),), shown)
 
-    def prepared(self, exact: Exact = EVERYTHING) -> Any:
-        return prepare(self.plan, self.given, self.unet, self.nets, guess=self.guess, exact=exact)
+    def prepared(self, exact: Exact = EVERYTHING, **options: Any) -> Any:
+        return prepare(self.plan, self.given, self.unet, self.nets, guess=self.guess, exact=exact, **options)
 
 
 def diffused(case: Case, x: Tensor, i: int) -> Tensor:

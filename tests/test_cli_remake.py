@@ -89,7 +89,7 @@ def test_what_no_option_asked_for_is_refused_in_full(here: Path, monkeypatch: py
         again = open_remake(path)
         config = {"beta_start": 0.5, "set_alpha_to_one": True, "steps_offset": 3}
         again.recipe["picture"]["sampler"]["config"].update(config)
-        monkeypatch.setattr("rawdiff.jobs.workshop.recorded_scheduler", lambda held, own: own)
+        monkeypatch.setattr("rawdiff.jobs.planner.recorded_scheduler", lambda held, own: own)
         return again
 
     monkeypatch.setattr("rawdiff.jobs.generate.open_remake", later)

@@ -193,7 +193,7 @@ def test_a_mask_run_cannot_go_on_with_another_image(model: Model, tmp_path: Path
     given: dict[str, Any] = {"mask": MASK, "steps": 3}
     path = prepared(model, image=IMAGE, **given).save(tmp_path / "run.safetensors")
     other = prepared(model, image=hint(SIZE, 3), **given)
-    with pytest.raises(package.errors.InputError, match="the saved run differs in image: image.sha256 is"):
+    with pytest.raises(package.errors.InputError, match=r"the saved run differs in image: image\.sha256 is"):
         model.resume(path, run=other)
     assert model.resume(path, run=prepared(model, image=IMAGE, **given)).state.i == 0
 

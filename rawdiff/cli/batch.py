@@ -48,6 +48,8 @@ def batch(
     ] = False,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    speed: options.Speed = None,
+    memory: options.Memory = None,
     json_lines: options.Json = False,
     timings: options.Timings = False,
     debug: options.Debug = False,
@@ -69,7 +71,14 @@ def batch(
     probe = draw_manifest(
         file,
         Place.from_words(
-            net or (), model=model, device=device, dtype=dtype, revision=revision, offline=offline
+            net or (),
+            model=model,
+            device=device,
+            dtype=dtype,
+            revision=revision,
+            offline=offline,
+            speed=speed,
+            memory=memory,
         ),
         Path(out),
         batch=at_once,

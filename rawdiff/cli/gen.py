@@ -225,6 +225,8 @@ def gen(
     ] = False,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    speed: options.Speed = None,
+    memory: options.Memory = None,
     json_lines: options.Json = False,
     timings: options.Timings = False,
     debug: options.Debug = False,
@@ -264,6 +266,7 @@ def gen(
     from rawdiff.jobs.place import Place
 
     where: dict[str, Any] = {"model": model, "device": device, "dtype": dtype, "revision": revision}
+    where |= {"speed": speed, "memory": memory}
     finished = generate(
         request,
         Place.from_words(net or (), offline=offline, **where),

@@ -17,11 +17,13 @@ __all__ = [
     "Json",
     "Loras",
     "Mask",
+    "Memory",
     "ModelName",
     "Nets",
     "Offline",
     "Paste",
     "Revision",
+    "Speed",
     "Strength",
     "Timings",
     "console_of",
@@ -137,6 +139,22 @@ Dtype = Annotated[
     str | None,
     typer.Option(
         metavar="DTYPE", help="fp32, bf16 or fp16; else fp16 on a GPU, fp32 on a CPU.", rich_help_panel=WORK
+    ),
+]
+Speed = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOW",
+        help="eager, graph (CUDA graphs) or compile (minutes before the first picture); else graph on a GPU.",
+        rich_help_panel=WORK,
+    ),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOW",
+        help="normal or low: slower, a part on the device at a time, large pictures decoded in tiles (approximate).",
+        rich_help_panel=WORK,
     ),
 ]
 Json = Annotated[

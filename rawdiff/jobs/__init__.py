@@ -8,7 +8,7 @@
     recorded.py   a scheduler from what a recipe says of it
     job.py        a request with nothing left open, its recipe and its id
     place.py      which weights, where, and how
-    workshop.py   plans jobs without reading weights, and draws them
+    planner.py    jobs from requests, without a weight being read; workshop.py: draws them
     prepared.py   words and maps prepared once for many pictures
     output.py     folders and names
     preview.py    each step as a small picture

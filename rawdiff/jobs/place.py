@@ -25,6 +25,8 @@ class Place:
     dtype: str | None = None
     revision: str | None = None
     offline: bool = False
+    speed: str | None = None
+    memory: str | None = None
 
     @classmethod
     def from_words(cls, nets: Sequence[str] = (), **words: Any) -> Place:
@@ -58,6 +60,7 @@ def start_probe(device: str | None, timings: bool, waited_ms: float = 0.0) -> Pr
 
 def open_workshop(place: Place, say: Say, probe: ProbeLike = NO_PROBE) -> Workshop:
     """The workshop for a place: `model`, else what RAWDIFF_MODEL names, else the embedded model."""
+    weights.use_real_cores(weights.choose_device(place.device))
     return Workshop(
         named_model(place.model),
         nets=place.nets,
@@ -65,6 +68,8 @@ def open_workshop(place: Place, say: Say, probe: ProbeLike = NO_PROBE) -> Worksh
         dtype=place.dtype,
         revision=place.revision,
         offline=place.offline,
+        speed=place.speed,
+        memory=place.memory,
         say=say,
         probe=probe,
     )

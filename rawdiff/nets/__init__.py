@@ -10,23 +10,42 @@ beside the first, and so that anything can be looked at on its way:
     vae.decode(vae, latents)                -> picture
 
 In the place of a time embedding and of a context may stand what `tables` holds of them from before the first step,
-and one half of guidance may stand for both (`halves`); `exact` names each kind of work that is so left out.
+and one half of guidance may stand for both (`halves`); `exact` names each kind of work that is so left out. `calls`
+has each of these as a value that can be recorded.
 
 Each module says in its `check` what it cannot run, when the weights are loaded and not in the loop.
 """
 
-from rawdiff.nets import attention, blocks, controlnet, exact, halves, memory, resnet, tables, text, unet, vae
+from rawdiff.nets import (
+    attention,
+    blocks,
+    calls,
+    controlnet,
+    derived,
+    exact,
+    halves,
+    memory,
+    resnet,
+    tables,
+    text,
+    tiles,
+    unet,
+    vae,
+)
 
 __all__ = [
     "attention",
     "blocks",
+    "calls",
     "controlnet",
+    "derived",
     "exact",
     "halves",
     "memory",
     "resnet",
     "tables",
     "text",
+    "tiles",
     "unet",
     "vae",
 ]

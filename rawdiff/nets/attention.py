@@ -9,7 +9,8 @@ processor it takes no notice of `upcast_attention`; the kernels add up in fp32 b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -18,9 +19,14 @@ from torch.nn import functional
 from rawdiff.errors import WeightsError
 from rawdiff.nets.halves import plus, spread
 
-__all__ = ["KeyValues", "Text", "check", "cross_attentions", "forward", "project"]
+__all__ = ["KeyValues", "Text", "check", "cross_attentions", "forward", "project", "using"]
 
 PROCESSOR = "AttnProcessor2_0"
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Queries, keys and values, [N,heads,L,d] and [N,heads,T,d] -> [N,heads,L,d]."""
+
+_attend_by: Attend = functional.scaled_dot_product_attention
 
 LEFT_OUT = ("spatial_norm", "group_norm", "norm_q", "norm_k", "norm_cross", "added_kv_proj_dim")
 """What an Attention may have and none of Stable Diffusion's has."""
@@ -32,13 +38,28 @@ class KeyValues:
     def __init__(self, pairs: Mapping[Any, tuple[Tensor, Tensor]]) -> None:
         self._pairs = pairs
 
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """The attentions, in order."""
+        return tuple(self._pairs)
+
+    def tensors(self) -> list[Tensor]:
+        """Keys and values in turn, in the order of `form`."""
+        return [tensor for pair in self._pairs.values() for tensor in pair]
+
+    @classmethod
+    def rebuilt(cls, form: tuple[Any, ...], tensors: Sequence[Tensor]) -> KeyValues:
+        """The same over other tensors."""
+        return cls(dict(zip(form, zip(tensors[::2], tensors[1::2], strict=True), strict=True)))
+
     def of(self, attention: Any) -> tuple[Tensor, Tensor]:
         """What `project` would say of this attention."""
         return self._pairs[attention]
 
-    def last(self, count: int) -> KeyValues:
-        """Those of the last `count` rows alone (the cond half), in the same memory."""
-        return KeyValues({a: (key[-count:], value[-count:]) for a, (key, value) in self._pairs.items()})
+    def halves(self) -> tuple[KeyValues, KeyValues]:
+        """Those of guidance's uncond half and of its cond half alone, in the same memory."""
+        parts = [[tensor.chunk(2)[k] for tensor in self.tensors()] for k in (0, 1)]
+        return self.rebuilt(self.form, parts[0]), self.rebuilt(self.form, parts[1])
 
 
 Text = Tensor | KeyValues
@@ -78,6 +99,17 @@ def _check_attention(attention: Any, what: str) -> None:
         )
 
 
+@contextmanager
+def using(attend: Attend) -> Iterator[None]:
+    """Let every attention inside be computed by `attend`."""
+    global _attend_by
+    before, _attend_by = _attend_by, attend
+    try:
+        yield
+    finally:
+        _attend_by = before
+
+
 def cross_attentions(net: Any) -> Iterator[Any]:
     """Every attention of a UNet or ControlNet that looks at the text."""
     for block in net.modules():
@@ -115,10 +147,14 @@ def forward(model: Any, x: Tensor, text: Text, divide: bool = False) -> Tensor:
         inner = plus(_attend(block.attn2, block.norm2(inner), text, divide), inner)
         inner = _feed_forward(block.ff, block.norm3(inner)) + inner
     if model.use_linear_projection:
-        inner = model.proj_out(inner).unflatten(1, (height, width)).permute(0, 3, 1, 2).contiguous()
+        inner = _as(x, model.proj_out(inner).unflatten(1, (height, width)).permute(0, 3, 1, 2))
     else:
-        inner = model.proj_out(inner.unflatten(1, (height, width)).permute(0, 3, 1, 2).contiguous())
+        inner = model.proj_out(_as(x, inner.unflatten(1, (height, width)).permute(0, 3, 1, 2)))
     return plus(inner, x)
+
+
+def _as(like: Tensor, x: Tensor) -> Tensor:
+    return x.contiguous() if like.is_contiguous() else x  # which is channels last by its making
 
 
 def _attend(attention: Any, x: Tensor, text: Text | None, divide: bool) -> Tensor:
@@ -129,7 +165,7 @@ def _attend(attention: Any, x: Tensor, text: Text | None, divide: bool) -> Tenso
     else:
         key, value = project(attention, x if text is None else text)
     query = _split(spread(query, len(key)).contiguous(), attention.heads)
-    seen = functional.scaled_dot_product_attention(query, key, value)
+    seen = _attend_by(query, key, value)
     result: Tensor = attention.to_out[0](seen.transpose(1, 2).flatten(2).to(query.dtype))
     scale = attention.rescale_output_factor
     return result / scale if divide or scale != 1.0 else result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,10 +12,10 @@ from torch.nn import functional
 from rawdiff.errors import WeightsError
 from rawdiff.nets import blocks
 from rawdiff.nets.attention import Text
-from rawdiff.nets.halves import plus, spread
+from rawdiff.nets.halves import add_into, plus, spread
 from rawdiff.nets.resnet import Shifts
 
-__all__ = ["Residuals", "add", "check", "embed_hint", "guess_scales", "pools", "repeat", "residuals"]
+__all__ = ["Residuals", "add", "check", "embed_hint", "guess_scales", "join", "pools", "repeat", "residuals"]
 
 PARTS = ("config", "controlnet_cond_embedding", "controlnet_down_blocks", "controlnet_mid_block")
 """What only a ControlNet has."""
@@ -116,6 +117,19 @@ def add(first: Residuals, second: Residuals) -> Residuals:
     """The sum of two nets' residuals; sum many from left to right."""
     skips = tuple(plus(a, b) for a, b in zip(first.skips, second.skips, strict=True))
     return Residuals(skips, plus(first.middle, second.middle))
+
+
+def join(
+    skips: Sequence[Tensor], middle: Tensor, found: Sequence[Residuals]
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The UNet's skips and middle with every net's residuals added, in the memory of the skips where that fits."""
+    if not found:
+        return tuple(skips), middle
+    total = found[0]
+    for residuals in found[1:]:  # left to right: fp16 sums depend on the order
+        total = add(total, residuals)
+    *skips, middle = add_into([*skips, middle], [*total.skips, total.middle])
+    return tuple(skips), middle
 
 
 def repeat(found: Residuals, count: int) -> Residuals:

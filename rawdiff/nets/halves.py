@@ -6,14 +6,28 @@ a network's beginning once: its x comes in as [B,...], and grows to [2B,...] whe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
-__all__ = ["plus", "spread"]
+__all__ = ["add_into", "plus", "spread"]
 
 
 def spread(x: Tensor, count: int) -> Tensor:
     """`x` [n,...] repeated to [count,...], a multiple of n; a view where it can be one."""
     return x if len(x) == count else x.expand(count // len(x), *x.shape).flatten(0, 1)
+
+
+def add_into(totals: Sequence[Tensor], terms: Sequence[Tensor]) -> list[Tensor]:
+    """Each `total + term`, in the memory of the totals where they have the rows for it, and in one kernel."""
+    if all(len(total) >= len(term) for total, term in zip(totals, terms, strict=True)):
+        views = [
+            t if len(t) in (1, len(a)) else spread(t, len(a)) for a, t in zip(totals, terms, strict=True)
+        ]
+        torch._foreach_add_(list(totals), views)
+        return list(totals)
+    return [plus(a, t) for a, t in zip(totals, terms, strict=True)]
 
 
 def plus(a: Tensor, b: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 
 from rawdiff.errors import ResourceError, SizeError
 from rawdiff.geometry import FACTOR, Size
+from rawdiff.nets.tiles import TILE
 
 __all__ = ["OutOfMemory", "TooLarge", "is_out_of_memory", "least_bytes", "telling_out_of_memory"]
 
@@ -33,22 +34,24 @@ def least_bytes(
     itemsize: int,
     *,
     guided: bool = True,
+    low: bool = False,
 ) -> int:
     """Bytes of activations that cannot be done without, from the two configs: the larger of two moments.
 
     In the VAE, decoding one picture: the last level's convolution reads the second widest and writes the widest
     map at full size. In the UNet, on both halves where it is `guided`: its skips, kept until they are joined, and
-    two working copies.
+    two working copies. In `low` memory the halves come in turn, and the VAE decodes a tile.
     """
     height, width = size
     channels = _counts(vae.get("block_out_channels")) or [1]
-    decode = height * width * (channels[min(1, len(channels) - 1)] + channels[0]) * itemsize
+    pixels = min(height, FACTOR * TILE) * min(width, FACTOR * TILE) if low else height * width
+    decode = pixels * (channels[min(1, len(channels) - 1)] + channels[0]) * itemsize
     area = height * width // FACTOR**2
     levels = _counts(unet.get("block_out_channels")) or [1]
     layers = unet.get("layers_per_block", 2)
     per_level = [layers] * len(levels) if isinstance(layers, int) else _counts(layers)
     skips = sum((n + 1) * c * area // 4**k for k, (c, n) in enumerate(zip(levels, per_level, strict=False)))
-    denoise = (2 if guided else 1) * batch * (skips + 2 * levels[0] * area) * itemsize
+    denoise = (2 if guided and not low else 1) * batch * (skips + 2 * levels[0] * area) * itemsize
     return int(max(decode, denoise))
 
 

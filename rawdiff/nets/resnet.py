@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn import functional
 from rawdiff.errors import WeightsError
 from rawdiff.nets.halves import plus, spread
 
-__all__ = ["Shifts", "Time", "check", "forward", "project"]
+__all__ = ["Shifts", "Time", "check", "forward", "project", "width"]
 
 KINDS = ("default", "scale_shift")
 
@@ -20,8 +20,21 @@ KINDS = ("default", "scale_shift")
 class Shifts:
     """One timestep as every ResNet of one network wants it, [1,C,1,1] each: a row of the table of times."""
 
-    def __init__(self, shifts: Mapping[Any, Tensor]) -> None:
-        self._shifts = shifts
+    def __init__(self, form: tuple[tuple[Any, int], ...], packed: Tensor) -> None:
+        """`packed` [1, sum of C], one piece of memory; `form`: each ResNet with its C."""
+        self.form = form
+        self._packed = packed
+        columns = torch.split(packed[:, :, None, None], [width for _, width in form], dim=1)
+        self._shifts = {block: column for (block, _), column in zip(form, columns, strict=True)}
+
+    def tensors(self) -> list[Tensor]:
+        """The piece of memory."""
+        return [self._packed]
+
+    @classmethod
+    def rebuilt(cls, form: tuple[tuple[Any, int], ...], tensors: Sequence[Tensor]) -> Shifts:
+        """The same over another piece of memory."""
+        return cls(form, tensors[0])
 
     def of(self, block: Any) -> Tensor:
         """What `project` would say of this ResNet."""
@@ -46,6 +59,11 @@ def check(block: Any, what: str) -> None:
             raise WeightsError(f"{what}: has {part}, expected none: not supported yet")
     if block.time_emb_proj is None:
         raise WeightsError(f"{what}: no time_emb_proj, expected a ResNet that is told the time")
+
+
+def width(block: Any) -> int:
+    """How many numbers `project` says of each image."""
+    return int(block.time_emb_proj.out_features)
 
 
 def project(block: Any, emb: Tensor) -> Tensor:

@@ -1,28 +1,34 @@
 """What of a network's work no step changes, computed from its weights once: the table of times, the keys and values.
 
-They are as good as the weights that they were computed from: whoever changes those puts them back before the run goes
-on (`predict.prepare`'s `hold`), or prepares it again.
+They follow the weights that they were computed from (`Derived`): `Bound.refresh` sees a change made in place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rawdiff.nets import attention, blocks, resnet
+from rawdiff.nets.derived import Derived
 from rawdiff.nets.exact import Exact
 from rawdiff.nets.memory import telling_out_of_memory
 
-__all__ = ["Bound", "TimeTable", "keys_and_values"]
+__all__ = ["BOTH", "COND", "UNCOND", "Bound", "TimeTable", "keys_and_values"]
+
+UNCOND, COND, BOTH = 0, 1, 2
+"""Which half of guidance a network is run on."""
 
 
 def keys_and_values(net: Any, context: Tensor) -> attention.KeyValues:
     """The keys and values of a context [N,T,D] in every cross attention of a UNet or ControlNet."""
     return attention.KeyValues({a: attention.project(a, context) for a in attention.cross_attentions(net)})
+
+
+def _weights(layers: Sequence[nn.Module]) -> list[Tensor]:
+    return [weight for layer in layers for weight in layer.parameters()]
 
 
 class TimeTable:
@@ -32,7 +38,9 @@ class TimeTable:
         """`times`: each timestep as the host knows it, and as the device does ([1] fp32)."""
         self._net = net
         self._resnets = [m for m in net.modules() if type(m).__name__ == "ResnetBlock2D"]
+        self._sources = _weights([net.time_embedding, *(block.time_emb_proj for block in self._resnets)])
         self._rows: dict[float, resnet.Shifts] = {}
+        self._tables: list[Derived] = []
         self._add(times)
 
     def row(self, t: float, t_device: Tensor) -> resnet.Shifts:
@@ -43,14 +51,23 @@ class TimeTable:
 
     def _add(self, times: Mapping[float, Tensor]) -> None:
         t = torch.cat(list(times.values()))
-        emb = blocks.embed_time(self._net, t, t.to(self._net.conv_in.weight.dtype))
-        parts = [resnet.project(block, emb).flatten(1) for block in self._resnets]
-        packed = torch.cat(parts, dim=1)  # a timestep is one piece of memory, to be copied at once
-        ends = list(accumulate(part.shape[1] for part in parts))
-        columns = packed[:, :, None, None].tensor_split(ends[:-1], dim=1)
+
+        def compute() -> list[Tensor]:
+            emb = blocks.embed_time(self._net, t, t.to(self._net.conv_in.weight.dtype))
+            return [torch.cat([resnet.project(block, emb).flatten(1) for block in self._resnets], dim=1)]
+
+        table = Derived(self._sources, compute)
+        self._tables.append(table)
+        (packed,) = table.tensors  # a timestep is one piece of memory, to be copied at once
+        widths = [resnet.width(block) for block in self._resnets]
+        form = tuple(zip(self._resnets, widths, strict=True))
         for k, t_host in enumerate(times):
-            shifts = (column[k : k + 1] for column in columns)
-            self._rows[t_host] = resnet.Shifts(dict(zip(self._resnets, shifts, strict=True)))
+            self._rows[t_host] = resnet.Shifts(form, packed[k : k + 1])
+
+    def refresh(self) -> None:
+        """Follow the weights."""
+        for table in self._tables:
+            table.refresh()
 
 
 class Bound:
@@ -65,26 +82,44 @@ class Bound:
     ) -> None:
         """`texts`: each context for both halves of guidance, [2B,T,D] or None, and for cond alone, [B,T,D]."""
         self.net = net
-        self._texts: list[tuple[attention.Text | None, attention.Text]] = []
+        self._texts: list[tuple[attention.Text | None, attention.Text, attention.Text | None]] = []
+        self._derived: list[Derived] = []
         with telling_out_of_memory("the text's keys and values", net.conv_in.weight.device):
             for both, cond in texts:
-                self._texts.append(self._held(both, cond) if exact.kv else (both, cond))
+                self._texts.append(self._held(both, cond) if exact.kv else _halves(both, cond))
             self._times = TimeTable(net, times) if exact.time else None
 
-    def _held(self, both: Tensor | None, cond: Tensor) -> tuple[attention.Text | None, attention.Text]:
+    def _held(
+        self, both: Tensor | None, cond: Tensor
+    ) -> tuple[attention.Text | None, attention.Text, attention.Text | None]:
+        looking = list(attention.cross_attentions(self.net))
+        sources = _weights([layer for a in looking for layer in (a.to_k, a.to_v)])
+        context = cond if both is None else both
+        held = Derived(sources, lambda: keys_and_values(self.net, context).tensors())
+        self._derived.append(held)
+        pairs = attention.KeyValues.rebuilt(tuple(looking), held.tensors)
         if both is None:
-            return None, keys_and_values(self.net, cond)
-        pairs = keys_and_values(self.net, both)
-        return pairs, pairs.last(len(cond))
+            return None, pairs, None
+        uncond, last = pairs.halves()
+        return uncond, last, pairs
 
-    def text(self, k: int, both: bool) -> attention.Text:
-        """Context `k`, for both halves or for cond alone."""
-        pairs, cond = self._texts[k]
-        if not both:
-            return cond
-        assert pairs is not None, "a guided row needs an uncond context"
-        return pairs
+    def text(self, k: int, half: int) -> attention.Text:
+        """Context `k` for UNCOND, COND or BOTH."""
+        found = self._texts[k][half]
+        assert found is not None, "a guided row needs an uncond context"
+        return found
 
     def time(self, t: float, t_device: Tensor) -> Tensor | resnet.Shifts:
         """A timestep as its row of the table, or as itself ([1] fp32)."""
         return t_device if self._times is None else self._times.row(t, t_device)
+
+    def refresh(self) -> None:
+        """Follow the weights, where they were changed in place."""
+        for held in self._derived:
+            held.refresh()
+        if self._times is not None:
+            self._times.refresh()
+
+
+def _halves(both: Tensor | None, cond: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    return None if both is None else both[: len(both) - len(cond)], cond, both

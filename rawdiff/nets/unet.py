@@ -11,12 +11,15 @@ from typing import Any
 
 from torch import Tensor
 
-from rawdiff.errors import WeightsError
+from rawdiff.errors import UsageError, WeightsError
 from rawdiff.nets import blocks
 from rawdiff.nets.attention import Text
 from rawdiff.nets.resnet import Time
 
-__all__ = ["check", "decode", "encode", "forward"]
+__all__ = ["INPAINT_CHANNELS", "check", "check_channels", "decode", "encode", "forward"]
+
+INPAINT_CHANNELS = 9
+"""What an inpainting UNet takes: the latents' 4, the mask, and 4 of the picture's latents outside it."""
 
 
 def check(unet: Any) -> None:
@@ -31,6 +34,15 @@ def check(unet: Any) -> None:
     blocks.check_layers(unet.mid_block, "unet, middle")
     if unet.conv_norm_out is None:
         raise WeightsError("unet: no conv_norm_out, expected a group norm before the last convolution")
+
+
+def check_channels(channels: int, *, masked: bool) -> None:
+    """Raise UsageError for a UNet that is made for inpainting, by its channels, in a run without a mask."""
+    if channels == INPAINT_CHANNELS and not masked:
+        raise UsageError(
+            f"this model's UNet takes {channels} channels, for inpainting alone: give an image and a mask, or take "
+            "another model"
+        )
 
 
 def encode(

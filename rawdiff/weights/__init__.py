@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from rawdiff.weights.adapters import Adapters
 from rawdiff.weights.defaults import Defaults, read_defaults
-from rawdiff.weights.devices import check_memory, choose_device, choose_dtype, free_bytes
+from rawdiff.weights.devices import check_memory, choose_device, choose_dtype, free_bytes, use_real_cores
 from rawdiff.weights.embedding import Embedding, check_trigger, read_embedding
 from rawdiff.weights.hub import Hub
 from rawdiff.weights.lora import Lora, read_lora
@@ -71,4 +71,5 @@ __all__ = [
     "read_defaults",
     "read_embedding",
     "read_lora",
+    "use_real_cores",
 ]

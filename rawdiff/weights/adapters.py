@@ -31,8 +31,10 @@ class Adapters:
     and is right again when the same LoRAs are. One Adapters a model.
     """
 
-    def __init__(self, unet: Any, text_encoder: Any) -> None:
+    def __init__(self, unet: Any, text_encoder: Any, *, device: torch.device | None = None) -> None:
+        """`device` is where changes are computed: wherever a network is then put away, they are the same to the bit."""
         self._layers = Layers(unet, text_encoder)
+        self._device = device
         self._pristine: dict[Layer, Tensor] = {}
         self._changes: _Changes = {}
         self._applied: tuple[tuple[Lora, float], ...] = ()
@@ -118,15 +120,18 @@ class Adapters:
                 self._pristine[layer] = layer.weight.detach().to("cpu", copy=True)
         for layer in list(self._pristine):
             if layer in changes:
-                layer.weight.copy_(_merged(layer, self._pristine[layer], changes[layer]))
+                layer.weight.copy_(_merged(layer, self._pristine[layer], changes[layer], self._device))
             else:
                 layer.weight.copy_(self._pristine[layer])
                 del self._pristine[layer]
 
 
-def _merged(layer: Layer, pristine: Tensor, changes: Sequence[tuple[Factors, float]]) -> Tensor:
+def _merged(
+    layer: Layer, pristine: Tensor, changes: Sequence[tuple[Factors, float]], device: torch.device | None
+) -> Tensor:
     """A layer's new weight; raises WeightsError where it is not finite."""
-    device, dtype = layer.weight.device, layer.weight.dtype
+    dtype = layer.weight.dtype
+    device = layer.weight.device if device is None else device
     wide = torch.promote_types(dtype, torch.float32)
     total = pristine.to(device, wide, copy=True)
     with torch.autocast(device.type, enabled=False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from rawdiff.errors import ResourceError, UsageError
 from rawdiff.geometry import Size, format_size
 from rawdiff.nets.memory import TooLarge, least_bytes
 
-__all__ = ["DTYPE_NAMES", "check_memory", "choose_device", "choose_dtype", "free_bytes"]
+__all__ = ["DTYPE_NAMES", "check_memory", "choose_device", "choose_dtype", "free_bytes", "use_real_cores"]
 
 DTYPE_NAMES: dict[str, torch.dtype] = {
     "fp16": torch.float16,
@@ -54,6 +55,30 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
     return chosen
 
 
+def use_real_cores(device: torch.device) -> int | None:
+    """Let torch use as many threads as this process has real cores, on a CPU; the number, None where nothing was done.
+
+    Two threads on one core wait for each other. Whoever has set OMP_NUM_THREADS is taken at their word. For whole
+    programs: the setting is the process's.
+    """
+    if device.type != "cpu" or os.environ.get("OMP_NUM_THREADS"):
+        return None
+    cores = _real_cores()
+    if cores is not None and cores != torch.get_num_threads():
+        torch.set_num_threads(cores)
+    return cores
+
+
+def _real_cores() -> int | None:
+    """Cores that this process may run on, siblings counted once; None where the system does not tell (not Linux)."""
+    try:
+        mine = os.sched_getaffinity(0)
+        files = [Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") for cpu in mine]
+        return len({file.read_text(encoding="ascii") for file in files})
+    except (OSError, AttributeError, ValueError):
+        return None
+
+
 def choose_dtype(device: str | torch.device, dtype: str | torch.dtype | None = None) -> torch.dtype:
     """The dtype the networks run in: fp16 on a GPU and fp32 on a CPU, unless asked for.
 
@@ -81,21 +106,26 @@ def check_memory(
     guided: bool,
     device: torch.device,
     dtype: torch.dtype,
+    low: bool = False,
     beside: int = 0,
 ) -> None:
     """Raise SizeError where pictures of this size, from these configs, cannot fit into the memory that is free now.
 
-    `beside` are bytes that will be taken there for something else.
+    `low` is for a run in little memory; `beside` are bytes that will be taken there for something else.
     """
     needed, free = (
-        least_bytes(unet, vae, size, batch, dtype.itemsize, guided=guided) + beside,
+        least_bytes(unet, vae, size, batch, dtype.itemsize, guided=guided, low=low) + beside,
         free_bytes(device),
     )
     if free is not None and needed > free:
         several = f" in a batch of {batch}" if batch > 1 else ""
+        ways = [
+            "a smaller size or batch" if batch > 1 else "a smaller size",
+            *([] if low else ["memory low"]),
+        ]
         raise TooLarge(
             f"size {format_size(size)}{several} needs at least {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB "
-            f"are free on {device}: take a smaller size{' or batch' if batch > 1 else ''}"
+            f"are free on {device}: take {', or '.join(ways)}"
         )
 
 

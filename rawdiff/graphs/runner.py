@@ -1,0 +1,60 @@
+"""The plain runner: calls are run as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
+
+from rawdiff.graphs.streams import Streams, Work
+from rawdiff.probes import ProbeLike
+
+__all__ = ["EAGER", "Call", "Runner"]
+
+Call = Callable[..., Any]
+"""A value that can be called and compared (`rawdiff.nets.calls`)."""
+
+
+def _always() -> bool:
+    return True
+
+
+class Runner:
+    """Runs calls as they come; works that do not need each other side by side where `streams` finds that faster."""
+
+    frugal = False
+    """Whether memory is worth more than time: guidance's halves in turn, the VAE in tiles."""
+    overwrites = False
+    """Whether what a call gives is overwritten when it is run again."""
+
+    def __init__(self, streams: Streams | None = None) -> None:
+        self.streams = streams
+
+    def __call__(self, call: Call, *arguments: Any, place: Hashable = 0) -> Any:
+        """`call(*arguments)`; two uses of one call whose results are needed together have different places."""
+        return call(*arguments)
+
+    def together(self, works: Sequence[Work], probe: ProbeLike, key: Hashable) -> list[Any]:
+        """The results of works that do not need each other; `key` tells those from works of another shape."""
+        if self.streams is None or len(works) < 2:
+            return [work(probe) for work in works]
+        return self.streams.together(works, probe, key)
+
+    def until_next(self) -> Callable[[], bool]:
+        """Something that says, from here on, whether what calls gave so far still stands."""
+        return _always
+
+    def settle(self, nets: Iterable[Any], work: Callable[[], Any]) -> None:
+        """Bring `nets` into the form in which `work`, which runs them, is fastest."""
+
+    def keep(self, nets: Iterable[Any]) -> None:
+        """Take charge of where `nets` are."""
+
+    def stage(self, nets: Iterable[Any]) -> None:
+        """Have `nets` on the device: they are what runs next."""
+
+    def drop(self) -> None:
+        """Let go of all that is held from one call to the next."""
+
+
+EAGER = Runner()
+"""One after the other, as they come."""

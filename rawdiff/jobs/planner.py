@@ -1,0 +1,203 @@
+"""From a request to a job: everything but the pictures, without a weight being read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rawdiff import images, recipe, weights
+from rawdiff.arguments import build_sampler
+from rawdiff.beginning import part_way
+from rawdiff.controls import Control, choose_size, make_hints
+from rawdiff.errors import UsageError
+from rawdiff.extras import AddedEmbedding, AddedLora, Extras
+from rawdiff.geometry import Size
+from rawdiff.jobs.added import open_embeddings, open_loras
+from rawdiff.jobs.job import Job, fitting_of, open_file, open_map
+from rawdiff.jobs.recorded import recorded_scheduler
+from rawdiff.jobs.request import Request
+from rawdiff.limits import check_strength
+from rawdiff.nets.exact import without
+from rawdiff.noise import check_seeds, random_seed
+from rawdiff.parts import part_hashes, unet_config
+from rawdiff.probes import ProbeLike
+from rawdiff.sampler import Sampler
+from rawdiff.say import Say, say_nothing
+from rawdiff.vocabulary import add_words
+
+__all__ = ["Planner"]
+
+
+class Planner:
+    """What is known of a model without its weights, and what that makes of requests."""
+
+    def __init__(
+        self,
+        source: weights.Source,
+        *,
+        nets: Mapping[str, str],
+        device: torch.device,
+        dtype: torch.dtype,
+        low: bool,
+        offline: bool,
+        say: Say,
+        probe: ProbeLike,
+    ) -> None:
+        """`nets` are ControlNets that somebody named, by kind; `low`: runs take little memory."""
+        self.source, self.defaults = source, weights.read_defaults(source)
+        self.device, self.dtype = device, dtype
+        self.say, self.probe = say, probe
+        self._low, self._offline = low, offline
+        self._named = dict(nets)
+        self._nets: dict[str, weights.Source] = {}
+        self._extras = Extras(self.source, self.defaults)
+        self._layers: dict[bool, weights.Layers] = {}
+        """Of the UNet that runs with a mask (True) or without one, and of the text encoder."""
+
+    def net(self, kind: str) -> weights.Source:
+        """Where the ControlNet for hints of this kind is; raises UsageError where none is known."""
+        if kind not in self._nets:
+            known = {**self.defaults.controls, **self._named}
+            if kind not in known:
+                names = ", ".join(sorted(known)) or "none"
+                raise UsageError(
+                    f"control {kind!r}: this model has no net for it (it has {names}): name one with "
+                    f"--net {kind}=FOLDER or --net {kind}=OWNER/NAME"
+                )
+            self._nets[kind] = weights.open_source(known[kind], offline=self._offline, say=self.say)
+        return self._nets[kind]
+
+    def plan(
+        self,
+        request: Request,
+        *,
+        batch: int = 1,
+        beside: Path | None = None,
+        recorded: Mapping[str, Any] | None = None,
+    ) -> Job:
+        """Everything about `request` but the pictures; no weights are read, though their files are hashed.
+
+        Maps that a recipe names are looked for where it says and in the folder `beside`. `batch` is how many will
+        be drawn at once, `recorded` what a recipe says of its sampler, which it then is, to the last setting. Raises
+        UsageError (SizeError), InputError, WeightsError, HubError.
+        """
+        request.check()
+        strength = check_strength(request.image, request.mask, request.strength, request.paste)
+        masked = request.mask is not None
+        unet = unet_config(self.source, self.defaults, masked=masked)
+        count = 1 if request.count is None else request.count
+        seeds = check_seeds(random_seed(count) if request.seed is None else request.seed, count)
+        asked = request.resolved()
+        nets = [self.net(control.kind) for control in asked]
+        for kind in self._named:  # one that no map is for, too: it may be mistyped
+            self.net(kind)
+        self._check_clip_skip(request.clip_skip or 0)
+        with self.probe("plan", host=True):
+            with self.probe("loras and embeddings", host=True):
+                loras = open_loras(request.loras or (), self._extras, beside)
+                embeddings = open_embeddings(request.embeddings or (), self._extras, beside)
+                self._check_fit(loras, embeddings, masked=masked)
+            with self.probe("maps", host=True):
+                samples = [open_map(control, beside) for control in asked]
+                image, mask = (
+                    None if f is None else open_file(f.path, f.sha256, name, f"--{name} PATH", beside)
+                    for name, f in (("image", request.image), ("mask", request.mask))
+                )
+            size = choose_size(request.size, self.defaults.native_size, samples, image)
+            guidance = float(self.defaults.guidance if request.guidance is None else request.guidance)
+            self._check_memory(unet, size, min(batch, count), guided=guidance > 1.0)
+            fitting = fitting_of(request)
+            controls = tuple(
+                Control(c.kind, opened, *c.window, derive=bool(c.derive))
+                for c, opened in zip(asked, samples, strict=True)
+            )
+            with self.probe("hints", host=True):
+                hints = make_hints(controls, samples, size, say=say_nothing, **fitting)
+                init = None
+                if image is not None:
+                    init = images.make_init_image(image, mask, size, fit=fitting["fit"], say=say_nothing)
+            with self.probe("sampler, imports of diffusers", host=True):
+                sampler, spec = self._sampler(request, recorded)
+                if init is not None:
+                    part_way(sampler, strength)  # raises where that leaves nothing to do
+        with self.probe("hashes", host=True):
+            digests = part_hashes(self.source, self.defaults, masked=masked)
+            own = [weights.hashes(net, "controlnet") for net in nets]
+        negative = request.negative or ""
+        options: dict[str, Any] = {
+            "rescale": float(request.rescale or 0.0),
+            "clip_skip": request.clip_skip or 0,
+            "guess": bool(request.guess),
+            "exact": without(request.repeats),
+        }
+        account = recipe.of_run(
+            recipe.of_model(self.source, digests, self.dtype),
+            prompts=[str(request.prompt)],
+            negatives=[negative],
+            size=size,
+            seeds=seeds[:1],
+            guidance=[guidance],
+            sampler=spec,
+            controls=[c.describe(h, d, **fitting) for c, h, d in zip(controls, hints, own, strict=True)],
+            image=None if init is None else init.describe(strength, request.paste),
+            loras=[one.describe() for one in loras],
+            embeddings=[one.describe() for one in embeddings],
+            **options,
+        )
+        picture = recipe.of_picture(account, 0)
+        del picture["seed"]  # each of the job's pictures has one of its own
+        origin = recipe.origin(
+            self.source,
+            sampler=request.sampler,
+            inputs=[control.path for control in asked],
+            nets=[net if c.kind in self._named else None for c, net in zip(asked, nets, strict=True)],
+            image=None if init is None else init.names,
+            loras=[one.name for one in loras],
+            embeddings=[one.name for one in embeddings],
+        )
+        if init is not None:
+            options |= {"image": image, "mask": mask, "strength": strength, "paste": request.paste}
+        options |= {"negative": negative, "guidance": guidance, **fitting}
+        options |= {"loras": loras, "embeddings": embeddings}
+        return Job(
+            request, size, seeds, controls, sampler, options, picture, {**origin, **recipe.tool(self.device)}
+        )
+
+    def _sampler(
+        self, request: Request, recorded: Mapping[str, Any] | None
+    ) -> tuple[Sampler, dict[str, Any]]:
+        """The sampler, and what an account says of it."""
+        own = weights.load_scheduler(self.source)
+        given = request.sampler if recorded is None else recorded_scheduler(recorded, own)
+        schedule: dict[str, Any] = {n: getattr(request, n) for n in ("steps", "timesteps", "sigmas")}
+        return build_sampler(given, own, self.defaults.sampler, **schedule, eta=float(request.eta or 0.0))
+
+    def _check_clip_skip(self, clip_skip: int) -> None:
+        layers = weights.read_config(self.source, "text_encoder").get("num_hidden_layers")
+        if isinstance(layers, int) and clip_skip >= layers:
+            raise UsageError(
+                f"clip skip {clip_skip}: this text encoder has {layers} layers, so 0 to {layers - 1}"
+            )
+
+    def _check_fit(
+        self, loras: Sequence[AddedLora], embeddings: Sequence[AddedEmbedding], *, masked: bool
+    ) -> None:
+        """Whether each fits this model, told from its configs and its tokenizer."""
+        inpaint = self.defaults.inpaint if masked else None
+        if loras and masked not in self._layers:
+            self._layers[masked] = weights.planned_layers(self.source, inpaint)
+        for one in loras:
+            self._layers[masked].match(one.lora)
+        if embeddings:
+            config = weights.read_config(self.source, "text_encoder")
+            width, positions = config.get("hidden_size", 512), config.get("max_position_embeddings", 77)
+            tokenizer = weights.load_tokenizer(self.source)
+            add_words(tokenizer, [one.embedding for one in embeddings], width, positions)
+
+    def _check_memory(self, unet: Mapping[str, Any], size: Size, batch: int, *, guided: bool) -> None:
+        vae = weights.read_config(self.source, "vae")
+        place: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "low": self._low}
+        weights.check_memory(unet, vae, size, batch=batch, guided=guided, **place)

@@ -1,0 +1,242 @@
+"""Preparing a run: words, maps, a picture to begin from, LoRAs and a sampler become tables, tensors and an account."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from hashlib import sha256
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rawdiff import images, predict, recipe
+from rawdiff.arguments import (
+    build_sampler,
+    check_callables,
+    check_fit,
+    check_flags,
+    check_whole,
+    count_prompts,
+    given_latents,
+    spread_prompts,
+    spread_scales,
+)
+from rawdiff.beginning import Beginning, begin_from, part_way
+from rawdiff.conditions import Conditions, Context
+from rawdiff.controls import Control, choose_size, gather, make_hints
+from rawdiff.extras import AddedLora
+from rawdiff.geometry import Size, latent_size
+from rawdiff.limits import check_strength
+from rawdiff.nets.exact import EVERYTHING, Exact
+from rawdiff.nets.exact import check as check_exact
+from rawdiff.nets.unet import check_channels
+from rawdiff.noise import Noise, check_seeds, random_seed
+from rawdiff.parts import Parts
+from rawdiff.plan import Plan, make_plan
+from rawdiff.probes import NO_PROBE, ProbeLike
+from rawdiff.prompts import encode_prompts
+from rawdiff.run import Run, Setup
+from rawdiff.say import Say, say_on_stderr
+from rawdiff.state import start
+from rawdiff.step import check_watch
+from rawdiff.vocabulary import unused
+
+__all__ = ["WATCH", "account_of", "prepare", "set_up"]
+
+WATCH = ("x", "uncond", "cond", "guided", "x0")
+"""What a run prepared from Python keeps of each step."""
+
+
+def prepare(
+    self: Parts,
+    prompt: str | Sequence[str],
+    *,
+    negative: str | Sequence[str] = "",
+    depth: Any = None,
+    normal: Any = None,
+    canny: Any = None,
+    controls: Sequence[Control] = (),
+    size: Size | None = None,
+    steps: int | None = None,
+    guidance: float | Sequence[float] | Tensor | None = None,
+    rescale: float = 0.0,
+    clip_skip: int = 0,
+    guess: bool = False,
+    seed: int | Sequence[int] | None = None,
+    count: int = 1,
+    sampler: Any = None,
+    eta: float = 0.0,
+    timesteps: Sequence[int] | None = None,
+    sigmas: Sequence[float] | None = None,
+    latents: Tensor | None = None,
+    image: Any = None,
+    mask: Any = None,
+    strength: float | None = None,
+    paste: bool | None = None,
+    fit: images.Fit = None,
+    depth_range: images.DepthRange = None,
+    depth_invert: bool = False,
+    loras: Sequence[Any] = (),
+    embeddings: Sequence[Any] = (),
+    exact: Exact = EVERYTHING,
+    watch: Sequence[str] = WATCH,
+    say: Say = say_on_stderr,
+    probe: ProbeLike = NO_PROBE,
+) -> Run:
+    """Prepare a run of `count` images for each prompt; nothing is denoised until it is iterated.
+
+    `depth`, `normal` and `canny` are maps (path, PIL, array or tensor) for the model's own nets,
+    `controls` the long form. `size` is (height, width) in pixels; without it the first map's shape,
+    brought to the model's native area. `steps` is 20 unless `timesteps` or `sigmas` are given.
+    `guidance` (1 or less: off), `negative` and `seed` may be lists, one for each image; a single seed
+    counts up, None draws one (see `run.seeds`). `sampler` is a name ("dpm++ 2m karras"), a diffusers
+    scheduler or a Sampler. `latents` [B,4,h,w] replace the first draw of noise.
+
+    `image` (as the maps) is what the run begins from, for the last `strength` of its steps (above 0 to 1; 0.8).
+    With a `mask` of its size only what is white there is painted anew (strength 1): by the model's inpainting
+    UNet, or else by putting the rest back after each step. The pictures get the rest pasted back unless `paste`
+    is False. Where there is an image, `size` follows from it, and `fit` holds for it too.
+
+    `loras` are paths (or names of the model's own), each alone or with its scale, [("style.safetensors", 0.8)], merged
+    into the weights of the UNet that the run takes, and of the text encoder, for as long as it draws; `embeddings`
+    likewise, each alone or with its trigger.
+
+    `exact` says which work is done once instead of at each step (all of it, and no picture changes by more than
+    rounding). What `watch` names is kept of each step; with () nothing is, and a Step is stale once the run has gone
+    on. `say` is told what a person should know, a line at a time. Raises UsageError (SizeError), InputError,
+    WeightsError.
+    """
+    check_callables(say=say, probe=probe)
+    check_flags(guess=guess, depth_invert=depth_invert)
+    check_whole("clip skip", clip_skip)
+    check_fit(fit)
+    check_watch(watch)
+    check_exact(exact)
+    distinct = count_prompts(prompt, count)
+    strength, masked = check_strength(image, mask, strength, paste, latents), mask is not None
+    check_channels(self.unet.config.in_channels, masked=masked)
+    prompts = spread_prompts("prompt", prompt, distinct, count)
+    negatives = spread_prompts("negative prompt", negative, distinct, count)
+    scales = spread_scales(self.defaults.guidance if guidance is None else guidance, distinct, count)
+    seeds = check_seeds(random_seed(len(prompts)) if seed is None else seed, len(prompts))
+    wanted = gather(depth, normal, canny, controls)
+    for control in wanted:
+        self.net_source(control.kind, control.net)  # before anything slow begins
+    added, words = self.extras.loras(loras), self.extras.embeddings(embeddings)
+    vocabulary = self.vocabulary(words)
+    for line in unused(vocabulary, [*prompts, *negatives]):
+        say(line)
+    schedule: dict[str, Any] = {"steps": steps, "timesteps": timesteps, "sigmas": sigmas, "eta": eta}
+    made, spec = build_sampler(sampler, self.scheduler, self.defaults.sampler, **schedule)
+    made = made if image is None else part_way(made, strength)
+    windows = [control.window for control in wanted]
+    plan = make_plan(made, guidance=scales, rescale=rescale, windows=windows, device=self.device)
+    if any(negatives) and not plan.guided:
+        say("the negative prompt has no effect: guidance is off")
+
+    with probe("hints", host=True):
+        samples = [images.open_source(control.source) for control in wanted]
+        given = None if image is None else images.open_source(image)
+        size = choose_size(size, self.defaults.native_size, samples, given)
+        self.check_memory(size, len(prompts), guided=plan.guided, masked=masked, added=added)
+        fitting: dict[str, Any] = {"fit": fit, "depth_range": depth_range, "depth_invert": depth_invert}
+        hints = make_hints(wanted, samples, size, say=say, **fitting)
+        init = None
+        if given is not None:
+            masking = images.open_source(mask) if masked else None
+            init = images.make_init_image(given, masking, size, fit=fit, say=say)
+    for control in wanted:
+        self.net(control.kind, control.net, probe=probe)
+    unet = self.unet_for(masked=masked, probe=probe)
+
+    # Words, then the picture: a frugal runner has one network at a time on the device.
+    told: dict[str, Any] = {"say": say, "probe": probe}
+    self.runner.stage([self.text_encoder])
+    self.put_on(unet, added, probe)
+    cond = encode_prompts(vocabulary, self.text_encoder, prompts, clip_skip=clip_skip, **told)
+    uncond = encode_prompts(vocabulary, self.text_encoder, negatives, **told) if plan.guided else None
+    noise = Noise(seeds, latent_size(size), self.device)
+    dtype = torch.promote_types(self.dtype, torch.float32)
+    if init is not None:
+        way: dict[str, Any] = {"strength": strength, "dtype": dtype, "runner": self.runner, **told}
+        begun = begin_from(init, plan, noise, self.vae, channels=unet.config.in_channels, **way)
+    else:
+        first = noise.draw(0) if latents is None else given_latents(latents, noise)
+        begun = Beginning(start(plan, first.to(dtype), draws=int(latents is None)))
+    shown = tuple(hint.tensor[None] for hint in hints)
+    conditions = Conditions((Context(cond, uncond),), shown, begun.inpaint)
+
+    account = recipe.of_run(
+        account_of(self, masked=masked),
+        prompts=prompts,
+        negatives=negatives,
+        size=size,
+        seeds=seeds,
+        guidance=scales,
+        rescale=rescale,
+        clip_skip=clip_skip,
+        guess=guess,
+        sampler=spec,
+        controls=[c.describe(h, self.net_hashes(c), **fitting) for c, h in zip(wanted, hints, strict=True)],
+        latents=None if latents is None else sha256(first.cpu().numpy().tobytes()).hexdigest(),
+        image=None if init is None else init.describe(strength, paste),
+        loras=[one.describe() for one in added],
+        embeddings=[one.describe() for one in words],
+        exact=exact,
+    )
+    origin = recipe.origin(
+        self.source,
+        sampler=sampler if isinstance(sampler, str) else None,
+        inputs=[opened.name for opened in samples],
+        nets=[self.named_net(control) for control in wanted],
+        image=None if init is None else init.names,
+        loras=[one.name for one in added],
+        embeddings=[one.name for one in words],
+    )
+    keeping: dict[str, Any] = {
+        "blend": begun.blend,
+        "paste": None if init is None or paste is False else init.paste,
+    }
+    setup = set_up(self, plan, conditions, wanted, hints, account, origin, added, exact, **told, **keeping)
+    return Run(setup, begun.state, noise, watch=watch)
+
+
+def account_of(model: Parts, *, masked: bool) -> dict[str, Any]:
+    """What of an account is the model's, in a run with a mask or without one."""
+    return recipe.of_model(model.source, model.hashes(masked=masked), model.dtype)
+
+
+def set_up(
+    model: Parts,
+    plan: Plan,
+    conditions: Conditions,
+    controls: Sequence[Control],
+    hints: tuple[images.Hint, ...],
+    account: Mapping[str, Any],
+    origin: Mapping[str, Any],
+    added: Sequence[AddedLora],
+    exact: Exact,
+    *,
+    say: Say,
+    probe: ProbeLike,
+    **keeping: Any,
+) -> Setup:
+    """All of a run that no step changes, its networks bound to it; `keeping` are the Setup's `blend` and `paste`."""
+    loaded = [model.net(control.kind, control.net, probe=probe) for control in controls]
+    unet = model.unet_for(masked=recipe.is_masked(account), probe=probe)
+    networks = predict.prepare(
+        plan,
+        conditions,
+        unet,
+        loaded,
+        names=[control.kind for control in controls],
+        guess=bool(account["guess"]),
+        exact=exact,
+        runner=model.runner,
+        hold=partial(model.put_on, unet, added),
+        probe=probe,
+    )
+    return Setup(
+        plan, conditions, networks, model.vae, model.runner, account, origin, hints, say, probe, **keeping
+    )

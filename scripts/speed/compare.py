@@ -1,0 +1,156 @@
+"""Arms measured in turn in one process, and what came of it as JSON and as a table."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+import torch
+
+from scripts.speed.arms import Arm
+
+__all__ = ["interval", "machine", "measure", "table", "write"]
+
+T_95 = (
+    12.71,
+    4.30,
+    3.18,
+    2.78,
+    2.57,
+    2.45,
+    2.36,
+    2.31,
+    2.26,
+    2.23,
+    2.20,
+    2.18,
+    2.16,
+    2.14,
+    2.13,
+    2.12,
+    2.11,
+    2.10,
+    2.09,
+)
+"""Student's t, two-sided 95%, for 1 to 19 degrees of freedom."""
+
+
+def interval(ratios: Sequence[float]) -> tuple[float, float, float]:
+    """The geometric mean of paired ratios, and the ends of its 95% interval (Student's t on their logarithms)."""
+    logs = [math.log(ratio) for ratio in ratios]
+    if len(logs) < 2:
+        return math.exp(logs[0]), 0.0, math.inf
+    t = T_95[len(logs) - 2] if len(logs) - 1 <= len(T_95) else 1.96
+    half = t * stdev(logs) / math.sqrt(len(logs))
+    middle = mean(logs)
+    return math.exp(middle), math.exp(middle - half), math.exp(middle + half)
+
+
+def _ms(work: Callable[[], Any], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    begin = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return 1e3 * (time.perf_counter() - begin)
+
+
+def measure(
+    arms: Mapping[str, Callable[[], Arm]],
+    device: torch.device,
+    *,
+    warm_ups: int = 3,
+    runs: int = 10,
+    reference: torch.Tensor | None = None,
+    until: float = math.inf,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Build each arm, warm it up, then run all in turn, the order turned about each time; all times in ms.
+
+    `reference` are the final latents in fp32. An arm that fails is told and left out; measuring ends at `until`, a
+    time of `time.monotonic`, with the runs that there are.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    made: dict[str, Arm] = {}
+    for name, build in arms.items():
+        try:
+            first: list[Any] = []
+            cold = _ms(lambda b=build, f=first: f.append((arm := b(), arm(True))), device)  # type: ignore[misc]
+            arm, picture = first[0]
+            for _ in range(warm_ups - 1):
+                arm(True)
+            peak = _peak(arm, device)
+        except Exception as error:
+            say(f"{name}: left out ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
+            continue
+        made[name] = arm
+        found[name] = {"cold_ms": cold, "peak_gib": peak, "loop_ms": [], "picture_ms": []}
+        if reference is not None:
+            exact = reference.double()
+            off = (picture.latents.double() - exact).abs().max() / exact.abs().max()
+            found[name]["error"] = float(off)
+        say(f"{name}: first picture {cold:.0f} ms")
+    names = list(made)
+    for k in range(runs):
+        if time.monotonic() > until:
+            say(f"time is up after {k} of {runs} runs")
+            break
+        for name in names[k % max(1, len(names)) :] + names[: k % max(1, len(names))]:
+            found[name]["loop_ms"].append(_ms(lambda n=name: made[n](False), device))  # type: ignore[misc]
+            found[name]["picture_ms"].append(_ms(lambda n=name: made[n](True), device))  # type: ignore[misc]
+    return found
+
+
+def _peak(arm: Arm, device: torch.device) -> float | None:
+    if device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    arm(True)
+    return torch.cuda.max_memory_allocated(device) / 2**30
+
+
+def table(found: Mapping[str, Mapping[str, Any]], evaluations: int) -> str:
+    """Markdown: times, evaluations a second, and ratios to the first arm with their 95% intervals."""
+    head = "| arm | loop ms (min / median / max) | it/s | picture ms | ratio of loops | 95% | first, ms | error | GiB |"
+    lines = [head, "|---" * 9 + "|"]
+    base = next(iter(found.values()), {}).get("loop_ms", [])
+    for name, of in found.items():
+        loop, picture = of["loop_ms"], of["picture_ms"]
+        if not loop:
+            continue
+        ratio, low, high = interval([a / b for a, b in zip(loop, base, strict=True)])
+        error = "" if of.get("error") is None else f"{of['error']:.1e}"
+        peak = "" if of["peak_gib"] is None else f"{of['peak_gib']:.2f}"
+        lines.append(
+            f"| {name} | {min(loop):.1f} / {median(loop):.1f} / {max(loop):.1f} | "
+            f"{1e3 * evaluations / median(loop):.1f} | {median(picture):.1f} | {ratio:.3f} | "
+            f"{low:.3f} to {high:.3f} | {of['cold_ms']:.0f} | {error} | {peak} |"
+        )
+    return "\n".join(lines)
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """What it was measured on."""
+    import diffusers
+
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
+    return {"device": name, "torch": torch.__version__, "diffusers": diffusers.__version__}
+
+
+def write(folder: Path, name: str, report: Mapping[str, Any], markdown: str) -> list[Path]:
+    """`name`.json and `name`.md under `folder`; what was there under these names is replaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.json", folder / f"{name}.md"]
+    paths[0].write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    paths[1].write_text(markdown, encoding="utf-8")
+    return paths

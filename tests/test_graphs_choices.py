@@ -1,0 +1,141 @@
+"""What is chosen by measurement: with a clock that is told what to say, and equal results whatever is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend
+from torch.nn.functional import scaled_dot_product_attention
+
+from rawdiff.graphs import Graphs, Streams
+from rawdiff.graphs.choices import Choices, host_clock
+from rawdiff.graphs.compiled import Compiled
+from rawdiff.graphs.formats import Formats
+from rawdiff.graphs.kernels import Kernels
+from rawdiff.graphs.speed import compiled
+from rawdiff.nets import attention
+from rawdiff.probes import NO_PROBE
+from tests.exact_cases import BOUND, Case, error, randn
+
+CPU = torch.device("cpu")
+
+
+def run(case: Case, predict: Any) -> list[torch.Tensor]:
+    return [predict(randn(case.batch, 4, *case.size, seed=row.index), row).guided for row in case.plan.rows]
+
+
+def told(times: dict[str, float]) -> tuple[Callable[[Callable[[], Any]], float], list[str]]:
+    """A clock that says what `times` says of what the work returns, and what it was asked."""
+    asked: list[str] = []
+
+    def clock(work: Callable[[], Any]) -> float:
+        asked.append(work())
+        return times[asked[-1]]
+
+    return clock, asked
+
+
+def test_the_fastest_is_measured_once() -> None:
+    clock, asked = told({"usual": 2.0, "fast": 1.0, "slow": 3.0})
+    choices = Choices(clock, repetitions=3)
+    options = {name: (lambda name=name: name) for name in ("usual", "fast", "slow")}
+    assert choices.known("q", "usual") == "usual"
+    assert choices.pick("q", options) == "fast"
+    assert len(asked) == 3 * 4
+    assert choices.pick("q", options) == choices.known("q", "usual") == "fast"
+    assert len(asked) == 3 * 4
+    choices.pick("another", options)
+    assert len(asked) == 2 * 3 * 4
+
+
+def test_what_is_as_good_as_equal_stays_as_it_is() -> None:
+    clock, _ = told({"usual": 1.0, "other": 0.98})
+    options = {name: (lambda name=name: name) for name in ("usual", "other")}
+    assert Choices(clock, margin=0.03).pick("q", options) == "usual"
+    assert Choices(clock, margin=0.01).pick("q", options) == "other"
+
+
+def _refuse() -> str:
+    raise RuntimeError("no available kernel")
+
+
+def _too_large() -> str:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_what_cannot_be_run_is_no_option() -> None:
+    clock, _ = told({"usual": 1.0})
+    assert Choices(clock).pick("q", {"usual": lambda: "usual", "other": _refuse}) == "usual"
+    assert Choices(clock).pick("q", {"none": _refuse, "usual": lambda: "usual"}) == "usual"
+    assert Choices(clock).pick("q", {"none": _refuse}) == "none"
+    with pytest.raises(torch.OutOfMemoryError):
+        Choices(clock).pick("q", {"usual": lambda: "usual", "other": _too_large})
+    assert host_clock(lambda: None) >= 0.0
+
+
+def test_attention_by_shape() -> None:
+    """Another kernel where it is faster; the same numbers, and nothing measured twice or while it is recorded."""
+    asked = [0]
+
+    def clock(work: Callable[[], Any]) -> float:
+        asked[0] += 1
+        work()
+        return 1.0 / asked[0]  # whatever comes later is faster
+
+    kernels = Kernels(clock, (SDPBackend.MATH,))
+    q, k, v = (randn(1, 2, n, 16, seed=seed) for seed, n in enumerate((12, 7, 7)))
+    assert error(kernels(q, k, v), scaled_dot_product_attention(q, k, v)) <= BOUND
+    measured = asked[0]
+    assert measured > 0
+    kernels(q, k, v)
+    assert asked[0] == measured
+    case = Case(nets=1, shape="plain")
+    graphs = Graphs(CPU, choosing=partial(attention.using, kernels))
+    for ours, theirs in zip(run(case, case.prepared(runner=graphs)), run(case, case.prepared()), strict=True):
+        assert error(ours, theirs) <= BOUND
+    assert asked[0] > measured
+    measured = asked[0]
+    run(case, case.prepared(runner=graphs))
+    assert asked[0] == measured
+
+
+@pytest.mark.parametrize("last_wins", [True, False])
+def test_the_memory_format(last_wins: bool) -> None:
+    case = Case(nets=1, shape="plain")
+    expected = run(case, case.prepared())
+    conv = case.unet.conv_in
+
+    def clock(work: Callable[[], Any]) -> float:
+        work()
+        is_last = conv.weight.is_contiguous(memory_format=torch.channels_last)
+        return 1.0 if is_last == last_wins else 2.0
+
+    graphs = Graphs(CPU, formats=Formats(clock))
+    predict = case.prepared(runner=graphs)
+    for ours, theirs in zip(run(case, predict), expected, strict=True):
+        assert error(ours, theirs) <= BOUND
+    for net in (case.unet, case.nets[0]):
+        assert net.conv_in.weight.is_contiguous(memory_format=torch.channels_last) == last_wins
+    other = Case(nets=1, shape="plain")  # a net that comes later follows
+    case.nets = other.nets
+    run(case, case.prepared(runner=graphs))
+    assert other.nets[0].conv_in.weight.is_contiguous(memory_format=torch.channels_last) == last_wins
+
+
+def test_serial_off_cuda() -> None:
+    asked: list[int] = []
+    works = [lambda probe, k=k: asked.append(k) or k for k in range(3)]
+    assert Streams(CPU, side_by_side=True).together(works, NO_PROBE, "key") == [0, 1, 2]
+    assert asked == [0, 1, 2]
+
+
+def test_compiled_in_one_piece() -> None:
+    """Every network goes through torch.compile without a break (its front half here, which needs no C++ compiler)."""
+    case = Case(nets=1, shape="plain")
+    runner = Compiled(partial(compiled, backend="eager"))
+    for ours, theirs in zip(run(case, case.prepared(runner=runner)), run(case, case.prepared()), strict=True):
+        assert error(ours, theirs) <= BOUND
