@@ -160,7 +160,7 @@ def _records(path: Path, descriptor: int) -> dict[int, int]:
             listed = archive.infolist()
             if len(listed) > _MAX_RECORDS:
                 raise ValueError(f"{len(listed)} records, expected at most {_MAX_RECORDS}")
-            found = {}
+            places = {}
             for record in listed:
                 if record.compress_type != zipfile.ZIP_STORED or record.file_size != record.compress_size:
                     raise ValueError(f"record {record.filename[:60]!a} is compressed")
@@ -175,10 +175,11 @@ def _records(path: Path, descriptor: int) -> dict[int, int]:
                     _check_names(archive.read(record))
                 header = os.pread(descriptor, 30, record.header_offset)
                 name_bytes, extra_bytes = struct.unpack_from("<HH", header, 26)
-                found[record.header_offset + 30 + name_bytes + extra_bytes] = record.file_size
-            return found
+                places[record.header_offset + 30 + name_bytes + extra_bytes] = record.file_size
+            return places
 
-    return _guarded(path, check)
+    found: dict[int, int] = _guarded(path, check)
+    return found
 
 
 def _check_names(pickled: bytes) -> None:
