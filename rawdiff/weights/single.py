@@ -52,11 +52,14 @@ def split_options(text: str) -> tuple[str, Options | None]:
 
     Raises UsageError for an option that is unknown.
     """
-    name, *given = text.split("#")
-    if not given or Path(text).expanduser().exists() or not Path(name).expanduser().is_file():
+    name, given = text, ""
+    while not Path(name).expanduser().exists() and "#" in name:  # a # may be part of the name
+        name, _, last = name.rpartition("#")
+        given = f"#{last}{given}"
+    if not given or not Path(name).expanduser().is_file():
         return text, None
     chosen: dict[str, Any] = {}
-    for option in given:
+    for option in given[1:].split("#"):
         if option == "ema":
             chosen["ema"] = True
         elif option in _PREDICTIONS:
