@@ -80,7 +80,7 @@ class Workshop:
     def describe(self) -> str:
         """Which model it is, where it runs, and how to get another, on one line."""
         own = self.source.name if self.source.kind != "embedded" else f"{self.defaults.name} (embedded)"
-        another = f"another: --model FOLDER, ALIAS or OWNER/NAME, or {MODEL_VARIABLE}"
+        another = f"another: --model FOLDER, FILE, ALIAS or OWNER/NAME, or {MODEL_VARIABLE}"
         return f"model: {own} on {self.device} in {str(self.dtype).removeprefix('torch.')}; {another}"
 
     def net(self, kind: str) -> weights.Source:
@@ -91,7 +91,7 @@ class Workshop:
                 names = ", ".join(sorted(known)) or "none"
                 raise UsageError(
                     f"control {kind!r}: this model has no net for it (it has {names}): name one with "
-                    f"--net {kind}=FOLDER or --net {kind}=OWNER/NAME"
+                    f"--net {kind}=FOLDER (or FILE) or --net {kind}=OWNER/NAME"
                 )
             self._nets[kind] = weights.open_source(known[kind], offline=self._offline, say=self.say)
         return self._nets[kind]

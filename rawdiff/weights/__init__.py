@@ -38,6 +38,7 @@ from rawdiff.weights.parts import (
     read_config,
 )
 from rawdiff.weights.registry import aliases
+from rawdiff.weights.single import is_file
 from rawdiff.weights.source import EMBEDDED, Source, open_source
 from rawdiff.weights.text import load_tokenizer
 
@@ -54,6 +55,7 @@ __all__ = [
     "choose_dtype",
     "free_bytes",
     "hashes",
+    "is_file",
     "load_controlnet",
     "load_scheduler",
     "load_text_encoder",

@@ -23,7 +23,7 @@ from rawdiff.weights.layouts import Held, View, find_parts, unexplained
 from rawdiff.weights.tensorfile import SafetensorsFile, TensorFile, open_tensors
 from rawdiff.weights.vocabulary import MERGES
 
-__all__ = ["FAMILIES", "Options", "SingleFile", "open_single", "split_options"]
+__all__ = ["FAMILIES", "Options", "SingleFile", "is_file", "open_single", "split_options"]
 
 FAMILIES = Path(__file__).resolve().parent.parent / "assets" / "families"
 """A folder of configs for each family, in diffusers' layout."""
@@ -72,6 +72,11 @@ def split_options(text: str) -> tuple[str, Options | None]:
             known = ", ".join(("ema", *_PREDICTIONS, *_NAMES, "config=FOLDER"))
             raise UsageError(f"{name}: unknown option #{option[:80]}; expected one of {known}")
     return name, Options(**chosen)
+
+
+def is_file(path: Path) -> bool:
+    """Whether this names a file that is there, options or not."""
+    return path.is_file() or split_options(str(path))[1] is not None
 
 
 @dataclass(frozen=True)

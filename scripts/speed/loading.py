@@ -26,7 +26,7 @@ from rawdiff.weights.choose import read_json
 from rawdiff.weights.original import Names, places, to_original
 from rawdiff.weights.single import FAMILIES
 
-__all__ = ["WAYS", "diffusers_file", "measure", "write_both"]
+__all__ = ["FILE", "WAYS", "diffusers_file", "load", "measure", "parts_of", "write_both"]
 
 WAYS = ("diffusers file", "ours file", "diffusers folder", "ours folder")
 FILE = "model.safetensors"
@@ -46,13 +46,15 @@ def parts_of(family: str) -> list[str]:
     return ["unet", "vae", "text_encoder", *(["text_encoder_2"] if family == "sdxl" else [])]
 
 
-def write_both(folder: Path, family: str, dtype: torch.dtype = torch.float16, seed: int = 0) -> None:
-    """A family's networks at full size with random weights: in diffusers' layout, and as FILE in the original's."""
+def write_both(
+    folder: Path, family: str, parts: list[str], dtype: torch.dtype = torch.float16, seed: int = 0
+) -> None:
+    """`parts` of a family at full size with random weights: in diffusers' layout, and as FILE in the original's."""
     shutil.copytree(FAMILIES / family, folder, dirs_exist_ok=True)
     block = torch.rand(_BLOCK, generator=torch.Generator().manual_seed(seed)).sub_(0.5).mul_(0.1).to(dtype)
     whole: dict[str, Tensor] = {}
     at = 0
-    for part in parts_of(family):
+    for part in parts:
         module = build_empty(PARTS[part], read_json(FAMILIES / family / part / "config.json"), part)
         state = {}
         for name, value in module.state_dict().items():
