@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from scripts.speed.loading import FILE, diffusers_file, measure, parts_of, write_both
 
 from rawdiff import weights
+from scripts.speed.loading import FILE, diffusers_file, measure, parts_of, write_both
 
 LOADERS = {
     "unet": weights.load_unet,
