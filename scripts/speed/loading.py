@@ -126,7 +126,7 @@ def _memory(name: str) -> int:
 
 
 def load(way: str, folder: Path, parts: list[str], dtype: torch.dtype) -> dict[str, float]:
-    """Load `parts` in one way, in this process: seconds, peak bytes above the start, bytes of weights."""
+    """Load `parts` in one way, in this process: seconds, CPU seconds, peak bytes above the start, bytes of weights."""
     import diffusers
     import transformers
 
@@ -135,15 +135,15 @@ def load(way: str, folder: Path, parts: list[str], dtype: torch.dtype) -> dict[s
     for part in parts:  # the modules of their classes, before the clock
         build_empty(PARTS[part], read_json(folder / part / "config.json"), part)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    before, begun = _memory("VmRSS"), time.perf_counter()
+    before, begun, begun_cpu = _memory("VmRSS"), time.perf_counter(), time.process_time()
     loaded = [load() for load in _loaders(way, folder, parts, dtype)]
     # A mapped weight is only loaded once its bytes are read.
     touched = sum(
         float(p.detach().flatten()[:: 4096 // p.element_size()].sum()) for m in loaded for p in m.parameters()
     )
-    seconds = time.perf_counter() - begun
+    seconds, cpu = time.perf_counter() - begun, time.process_time() - begun_cpu
     held = sum(p.numel() * p.element_size() for m in loaded for p in m.parameters())
-    return {"seconds": seconds, "peak": _memory("VmHWM") - before, "bytes": held, "sum": touched}
+    return {"seconds": seconds, "cpu": cpu, "peak": _memory("VmHWM") - before, "bytes": held, "sum": touched}
 
 
 def measure(way: str, folder: Path, parts: list[str], dtype: str) -> dict[str, float]:
