@@ -43,7 +43,7 @@ def load(
     say: Say = say_on_stderr,
     probe: ProbeLike = NO_PROBE,
 ) -> Model:
-    """Load a model's parts from a folder, a hub id, or (by default) the embedded model.
+    """Load a model's parts from a folder, a file, a hub id, or (by default) the embedded model.
 
     `controls` are kinds of ControlNets to load at once ("depth"); others are loaded when a run needs them.
     `nets` names sources for kinds where the model's own are not wanted. The device is the first GPU or

@@ -181,6 +181,9 @@ def test_a_value_too_large_for_fp16_is_said() -> None:
     class File:
         path = Path("big.safetensors")
 
+        def key(self, name: str) -> str:
+            return name
+
         def read(self, name: str) -> Tensor:
             return torch.tensor([[1.0, 1e6], [0.0, 0.0]])
 
@@ -437,6 +440,9 @@ def test_no_buffer_is_left_without_values() -> None:
 
     class File:
         path = Path("x")
+
+        def key(self, name: str) -> str:
+            return name
 
         def read(self, name: str) -> Tensor:
             return torch.ones(2)

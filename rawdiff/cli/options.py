@@ -83,7 +83,7 @@ ModelName = Annotated[
         "--model",
         "-m",
         metavar="SOURCE",
-        help="A folder, an alias (sd1.5) or OWNER/NAME on the hub; else what RAWDIFF_MODEL names, else the "
+        help="A folder, a file, an alias (sd1.5) or OWNER/NAME on the hub; else what RAWDIFF_MODEL names, else the "
         "embedded model.",
         rich_help_panel=MODEL,
     ),

@@ -65,7 +65,7 @@ class Planner:
                 names = ", ".join(sorted(known)) or "none"
                 raise UsageError(
                     f"control {kind!r}: this model has no net for it (it has {names}): name one with "
-                    f"--net {kind}=FOLDER or --net {kind}=OWNER/NAME"
+                    f"--net {kind}=FOLDER (or FILE) or --net {kind}=OWNER/NAME"
                 )
             self._nets[kind] = weights.open_source(known[kind], offline=self._offline, say=self.say)
         return self._nets[kind]

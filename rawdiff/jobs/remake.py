@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rawdiff import recipe
+from rawdiff import recipe, weights
 from rawdiff.errors import InputError, UsageError, WeightsError
 from rawdiff.images import HINTS_VERSION
 from rawdiff.jobs.extras import EmbeddingRequest, LoraRequest
@@ -96,19 +96,19 @@ def open_remake(path: str | Path) -> Remake:
 
 
 def find_source(remake: Remake, source: Mapping[str, Any], what: str, option: str) -> str:
-    """What a recipe's model or net is to be opened by: a folder stays one, here or beside the picture.
+    """What a recipe's model or net is to be opened by: a folder or file stays one, here or beside the picture.
 
-    Raises WeightsError for a folder that is not there, rather than ask a hub for one of the same name.
+    Raises WeightsError for one that is not there, rather than ask a hub for one of the same name.
     """
-    name = str(source["name"])
-    if source["kind"] != "folder":
+    name, kind = str(source["name"]), source["kind"]
+    if kind not in ("folder", "file"):
         return name
     given = Path(name).expanduser()
     for place in (given, remake.path.parent / given):
-        if place.is_dir():
+        if place.is_dir() if kind == "folder" else weights.is_file(place):
             return name if place == given else str(place)
     raise WeightsError(
-        f"{remake.path}: {what} is a folder, {name}, and it is neither here nor beside the picture: name it with "
+        f"{remake.path}: {what} is a {kind}, {name}, and it is neither here nor beside the picture: name it with "
         f"{option}"
     )
 

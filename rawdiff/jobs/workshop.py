@@ -76,7 +76,7 @@ class Workshop(Planner):
     def describe(self) -> str:
         """Which model it is, where it runs, and how to get another, on one line."""
         own = self.source.name if self.source.kind != "embedded" else f"{self.defaults.name} (embedded)"
-        another = f"another: --model FOLDER, ALIAS or OWNER/NAME, or {MODEL_VARIABLE}"
+        another = f"another: --model FOLDER, FILE, ALIAS or OWNER/NAME, or {MODEL_VARIABLE}"
         return f"model: {own} on {self.device} in {str(self.dtype).removeprefix('torch.')}; {another}"
 
     def model(self) -> Model:

@@ -83,8 +83,10 @@ def parse_parameters(text: str) -> dict[str, str]:
 
 
 def _model_hash(weights: Mapping[str, str]) -> str:
-    """The first ten digits of the SHA-256 of the UNet's weights."""
-    own = [name for name in sorted(weights) if name.startswith("unet") and not name.endswith(".json")]
+    """The first ten digits of the SHA-256 of the UNet's weights, or of the one file that a model is."""
+    files = [name for name in sorted(weights) if not name.endswith((".json", ".txt", ".gz"))]
+    own = [name for name in files if name.startswith("unet") and "/" in name]
+    own += [name for name in files if "/" not in name]
     return weights[own[0]][:10] if own else ""
 
 

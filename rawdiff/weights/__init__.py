@@ -2,7 +2,7 @@
 
 The story, from the outside in:
 
-    source      a folder, an alias, a hub id or the embedded model, behind one interface
+    source      a folder, a file, an alias, a hub id or the embedded model, behind one interface
     registry    aliases, mirrors, and repositories that are gone
     hub         talking to a model hub        snapshot, hub_cache, hub_errors: its files, checked, in words
     defaults    what a model is meant to be used with
@@ -10,7 +10,9 @@ The story, from the outside in:
     build       an empty module from a config, known classes only
     fill        every tensor accounted for, or an error that names file and key; renames: the known exceptions
     choose      which of a folder's files hold the weights
-    tensorfile  a file of tensors; header, sniff: is it what it says
+    single      a checkpoint in one file; layouts: which parts it holds; original: names then and now;
+                vocabulary: CLIP's tokenizer
+    tensorfile  a file of tensors; header, sniff: is it what it says; torchfile: an old pickle; disk: its bytes
     lora        a LoRA's file; lora_alpha, lora_kinds: what it is; lora_layers: whose; adapters: into the weights
     embedding   a textual-inversion file
     devices     where to compute, in which precision, in how much memory; digests: SHA-256 of files
@@ -32,6 +34,7 @@ from rawdiff.weights.parts import (
     load_controlnet,
     load_scheduler,
     load_text_encoder,
+    load_text_encoder_2,
     load_unet,
     load_vae,
     part_files,
@@ -39,6 +42,7 @@ from rawdiff.weights.parts import (
     read_config,
 )
 from rawdiff.weights.registry import aliases
+from rawdiff.weights.single import is_file
 from rawdiff.weights.source import EMBEDDED, Source, open_source
 from rawdiff.weights.text import load_tokenizer
 
@@ -58,9 +62,11 @@ __all__ = [
     "choose_dtype",
     "free_bytes",
     "hashes",
+    "is_file",
     "load_controlnet",
     "load_scheduler",
     "load_text_encoder",
+    "load_text_encoder_2",
     "load_tokenizer",
     "load_unet",
     "load_vae",

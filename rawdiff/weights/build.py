@@ -31,6 +31,11 @@ class Part:
     stems: tuple[str, ...]
     """Stem of its safetensors file, then stems that its old pickles have."""
 
+    @property
+    def is_text(self) -> bool:
+        """Whether it is a text encoder, of transformers and not of diffusers."""
+        return self.name.startswith("text_encoder")
+
 
 PARTS: dict[str, Part] = {
     part.name: part
@@ -56,6 +61,12 @@ PARTS: dict[str, Part] = {
         Part(
             "text_encoder",
             "CLIPTextModel",
+            "transformers.models.clip.modeling_clip",
+            ("model", "pytorch_model"),
+        ),
+        Part(  # SDXL's second
+            "text_encoder_2",
+            "CLIPTextModelWithProjection",
             "transformers.models.clip.modeling_clip",
             ("model", "pytorch_model"),
         ),
@@ -85,10 +96,10 @@ _MAX_LIST = 64
 
 def check_class(part: Part, config: Mapping[str, Any], where: str) -> None:
     """Raise WeightsError unless the config says that it is `part`'s class."""
-    if part.name == "text_encoder":
+    if part.is_text:
         named = config.get("architectures")
         found = named[0] if isinstance(named, list) and len(named) == 1 else named
-        if named is None and config.get("model_type") == "clip_text_model":
+        if named is None and part.name == "text_encoder" and config.get("model_type") == "clip_text_model":
             found = part.class_name
     else:
         found = config.get("_class_name")
@@ -106,11 +117,11 @@ def build_empty(part: Part, config: Mapping[str, Any], where: str) -> nn.Module:
     check_class(part, config, where)
     _check_numbers(config, where)
     cls = getattr(importlib.import_module(part.module), part.class_name)
-    if part.name != "text_encoder":
+    if not part.is_text:
         _check_options(cls, config, where)
     try:
         with torch.device("meta"), _quiet("diffusers", "transformers"):
-            if part.name == "text_encoder":
+            if part.is_text:
                 return _text_encoder(cls, config)
             module: nn.Module = cls.from_config(dict(config))
             return module

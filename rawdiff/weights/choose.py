@@ -13,10 +13,26 @@ from typing import Any
 from rawdiff import strict_json
 from rawdiff.errors import WeightsError
 
-__all__ = ["MAX_JSON_BYTES", "WeightFiles", "choose_weights", "read_json", "read_shard_names"]
+__all__ = [
+    "MAX_JSON_BYTES",
+    "TOKENIZER_FILES",
+    "WeightFiles",
+    "choose_weights",
+    "read_json",
+    "read_shard_names",
+]
 
 MAX_JSON_BYTES = 16 * 2**20
 _MAX_SHARDS = 1000
+
+TOKENIZER_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from rawdiff.limits import check_text
 from rawdiff.weights import digests
 from rawdiff.weights.fill import FLOAT_DTYPES, check_finite
 from rawdiff.weights.sniff import open_checked, say_kind
-from rawdiff.weights.tensorfile import SafetensorsFile, read_pickle
+from rawdiff.weights.tensorfile import SafetensorsFile
+from rawdiff.weights.torchfile import read_pickle
 
 __all__ = ["Embedding", "check_trigger", "read_embedding"]
 

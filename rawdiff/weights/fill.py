@@ -41,16 +41,22 @@ def plan_fill(
     Raises WeightsError that lists what is missing, extra, of another shape or of a dtype that is no float.
     """
     owner: dict[str, TensorFile] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    dtypes: dict[str, str] = {}
     for file in files:
-        for name in file.shapes():
+        for name, shape in file.shapes().items():
             if name in owner:
                 raise WeightsError(
                     f"{file.path}: {name!a} is also in {owner[name].path.name}; expected it once"
                 )
-            owner[name] = file
+            owner[name], shapes[name] = file, shape
+        dtypes.update(file.dtypes())
     wanted = _tensors(module)
     feeds, extra = plan_names(part, owner, wanted, where)
-    missing = [name for name in wanted if name not in feeds]
+    # One file alone knows how it would call what it lacks; of several, each would be as right.
+    spell = next(iter(owner.values())).key if len(set(map(id, owner.values()))) == 1 else str
+    missing = [spell(name) for name in wanted if name not in feeds]
+    extra = tuple(map(spell, extra))
     if missing or extra:
         parts = [f"{len(missing)} tensors missing ({_listed(missing)})"] if missing else []
         parts += (
@@ -59,13 +65,14 @@ def plan_fill(
         raise WeightsError(f"{where}: {'; '.join(parts)}; expected exactly the tensors of its config")
     for target, name in feeds.items():
         file, expected = owner[name], tuple(wanted[target].shape)
-        found = file.shapes()[name]
+        found, dtype = shapes[name], dtypes[name]
         if found != expected:
-            raise WeightsError(f"{file.path}: {name!a} has shape {found}, expected {expected} by its config")
-        dtype = file.dtypes()[name]
+            raise WeightsError(
+                f"{file.path}: {file.key(name)!a} has shape {found}, expected {expected} by its config"
+            )
         if dtype not in FLOAT_DTYPES:
             raise WeightsError(
-                f"{file.path}: {name!a} has dtype {dtype}, expected one of {', '.join(FLOAT_DTYPES)}"
+                f"{file.path}: {file.key(name)!a} has dtype {dtype}, expected one of {', '.join(FLOAT_DTYPES)}"
             )
     return {target: (owner[name], name) for target, name in feeds.items()}
 
@@ -82,15 +89,15 @@ def fill(
     """
     ready: dict[str, Tensor] = {}
     for target, (file, name) in feeds.items():
-        tensor = file.read(name)
-        check_finite(tensor, file.path, name)
+        tensor, key = file.read(name), file.key(name)
+        check_finite(tensor, file.path, key)
         try:
             moved = tensor.to(device=device, dtype=dtype)
         except RuntimeError as error:  # out of memory among them
             reason = " ".join(str(error).split())[:120]
-            raise ResourceError(f"{file.path}: {name!a} does not go to {device} ({reason})") from error
+            raise ResourceError(f"{file.path}: {key!a} does not go to {device} ({reason})") from error
         if torch.finfo(dtype).max < torch.finfo(tensor.dtype).max:
-            check_finite(moved, file.path, name, f" in {str(dtype).removeprefix('torch.')}; use fp32 or bf16")
+            check_finite(moved, file.path, key, f" in {str(dtype).removeprefix('torch.')}; use fp32 or bf16")
         ready[target] = moved
     module.load_state_dict(ready, strict=True, assign=True)
     _fill_buffers(module, device)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from rawdiff.errors import WeightsError
 from rawdiff.weights.lora import Factors, Lora, listed
+from rawdiff.weights.original import Names, places
 
 __all__ = ["Layer", "Layers", "original_names"]
 
@@ -31,14 +32,6 @@ _FAMILIES = {768: "SD1", 1024: "SD2", 1280: "SDXL", 2048: "SDXL"}
 
 _TEXT_READERS = re.compile(r"attn2[._](processor\.)?to_[kv]$")
 _TEXT_LAYERS = re.compile(r"self_attn[._]([qkv]_proj|to_[qkv])$")
-
-_RESNET = {
-    "conv1": "in_layers.2",
-    "conv2": "out_layers.3",
-    "time_emb_proj": "emb_layers.1",
-    "conv_shortcut": "skip_connection",
-}
-"""The layers of a ResNet block, in diffusers and in the original UNet."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,50 +118,10 @@ class Layers:
 
 
 def original_names(unet: Any, layers: Sequence[str]) -> dict[str, str]:
-    """The names that the original (CompVis) UNet has for diffusers' `layers`; counted from the blocks there are."""
-    blocks = {
-        "time_embedding.linear_1": "time_embed.0",
-        "time_embedding.linear_2": "time_embed.2",
-        "conv_in": "input_blocks.0.0",
-        "conv_out": "out.2",
-        **dict(_original_blocks(unet)),
-    }
-    found = {}
-    for layer in layers:
-        if layer in blocks:
-            found[layer] = blocks[layer]
-            continue
-        pieces = layer.split(".")
-        for k in (4, 3):  # down_blocks.0.resnets.1, mid_block.attentions.0
-            block, inner = ".".join(pieces[:k]), ".".join(pieces[k:])
-            if block in blocks:
-                found[layer] = f"{blocks[block]}.{_RESNET.get(inner, inner)}"
-                break
-    return found
-
-
-def _original_blocks(unet: Any) -> Iterator[tuple[str, str]]:
-    """Each ResNet, attention and resampling convolution, and its place in the original's list of blocks."""
-    n = 1
-    for i, block in enumerate(unet.down_blocks):
-        for j in range(len(block.resnets)):
-            yield f"down_blocks.{i}.resnets.{j}", f"input_blocks.{n}.0"
-            yield f"down_blocks.{i}.attentions.{j}", f"input_blocks.{n}.1"
-            n += 1
-        if block.downsamplers:
-            yield f"down_blocks.{i}.downsamplers.0.conv", f"input_blocks.{n}.0.op"
-            n += 1
-    for j, place in enumerate(("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1")):
-        yield place, f"middle_block.{j}"
-    n = 0
-    for i, block in enumerate(unet.up_blocks):
-        for j in range(len(block.resnets)):
-            yield f"up_blocks.{i}.resnets.{j}", f"output_blocks.{n}.0"
-            yield f"up_blocks.{i}.attentions.{j}", f"output_blocks.{n}.1"
-            n += 1
-        if block.upsamplers:  # behind the attention, where there is one
-            behind = 2 if getattr(block, "attentions", None) else 1
-            yield f"up_blocks.{i}.upsamplers.0.conv", f"output_blocks.{n - 1}.{behind}.conv"
+    """The names that the original (CompVis) UNet has for diffusers' `layers`, those that it has."""
+    names = Names(places("unet", unet.config))
+    found = {layer: names.original(layer) for layer in layers}
+    return {layer: place[0] for layer, place in found.items() if place is not None}
 
 
 def _layers(part: str, network: nn.Module) -> Iterator[Layer]:

@@ -1,13 +1,14 @@
 """A model's parts, each loaded by itself: the UNet, the VAE, the text encoder, a ControlNet, the scheduler.
 
-Every loader takes a Source (or what `open_source` takes) that holds the part in a folder of its name or is
-that part alone, and returns the plain diffusers or transformers object: in evaluation mode, without
+Every loader takes a Source (or what `open_source` takes) that holds the part in a folder of its name, is that part
+alone, or is a file that holds it, and returns the plain diffusers or transformers object: in evaluation mode, without
 gradients, on the device, in the dtype, with no weight that did not come from the file.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import torch
 from torch import nn
 
 from rawdiff.errors import HubError, WeightsError
+from rawdiff.say import say_on_stderr
 from rawdiff.weights import digests
 from rawdiff.weights.build import PARTS, Part, build_empty, check_class
-from rawdiff.weights.choose import choose_weights, read_json, read_shard_names
+from rawdiff.weights.choose import TOKENIZER_FILES, choose_weights, read_json, read_shard_names
 from rawdiff.weights.devices import choose_device, choose_dtype
 from rawdiff.weights.fill import fill, plan_fill
 from rawdiff.weights.lora_layers import Layers
@@ -29,6 +31,7 @@ __all__ = [
     "load_controlnet",
     "load_scheduler",
     "load_text_encoder",
+    "load_text_encoder_2",
     "load_unet",
     "load_vae",
     "part_files",
@@ -37,15 +40,6 @@ __all__ = [
 ]
 
 Where = Source | str | Path | None
-
-_TOKENIZER_FILES = (
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
 
 
 def load_unet(
@@ -69,10 +63,20 @@ def load_text_encoder(
     return _load("text_encoder", source, device, dtype)
 
 
+def load_text_encoder_2(
+    source: Where = None, *, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+) -> Any:
+    """SDXL's second text encoder, a CLIPTextModelWithProjection (Podell et al. 2023, arXiv 2307.01952).
+
+    Raises WeightsError, HubError, UsageError, ResourceError.
+    """
+    return _load("text_encoder_2", source, device, dtype)
+
+
 def load_controlnet(
     source: Where, *, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
 ) -> Any:
-    """A ControlNetModel, from its own folder or repository (Zhang et al. 2023, arXiv 2302.05543).
+    """A ControlNetModel, from its own folder, file or repository (Zhang et al. 2023, arXiv 2302.05543).
 
     Raises WeightsError, HubError, UsageError, ResourceError.
     """
@@ -80,11 +84,13 @@ def load_controlnet(
 
 
 def load_scheduler(source: Where = None) -> Any:
-    """The scheduler that a model's folder describes; raises WeightsError, HubError."""
+    """The scheduler that a model's folder describes, or its family's; raises WeightsError, HubError."""
     from rawdiff.weights import schedulers
 
-    opened = open_source(source)
+    opened = open_source(source, say=say_on_stderr)
     (path,) = part_files(opened, "scheduler")
+    if opened.single is not None:
+        return schedulers.scheduler_from_folder(path, opened.single.scheduler)
     return schedulers.scheduler_from_folder(path.parent)
 
 
@@ -93,6 +99,8 @@ def read_config(source: Where, part: str) -> dict[str, Any]:
     opened = open_source(source)
     folder = opened.holds_part(part)
     opened.folder(part)  # raises when there is none
+    if opened.single is not None:
+        return opened.single.config(part)
     return read_json(opened.path(f"{folder}/config.json" if folder else "config.json"))
 
 
@@ -114,13 +122,15 @@ def part_files(source: Source, part: str) -> list[Path]:
     Raises WeightsError, HubError.
     """
     source.folder(part)
+    if source.single is not None:
+        return list(source.single.files(part).values())
     inside = source.holds_part(part)
     prefix = f"{inside}/" if inside else ""
     names = source.names(inside or "")
     if part == "scheduler":
         wanted = ["scheduler_config.json"]
-    elif part == "tokenizer":
-        wanted = [name for name in _TOKENIZER_FILES if name in names]
+    elif part.startswith("tokenizer"):
+        wanted = [name for name in TOKENIZER_FILES if name in names]
     else:
         where = str(source.child(inside)) if inside else str(source)
         try:
@@ -148,8 +158,12 @@ def hashes(source: Where, *parts: str) -> dict[str, str]:
     opened = open_source(source)
     found = {}
     for part in parts:
-        for path in part_files(opened, part):
-            found[path.relative_to(opened.root).as_posix()] = digests.sha256(path)
+        files = part_files(opened, part)
+        if opened.single is not None:
+            named = opened.single.files(part)
+        else:
+            named = {path.relative_to(opened.root).as_posix(): path for path in files}
+        found.update({name: digests.sha256(path) for name, path in named.items()})
     return found
 
 
@@ -158,27 +172,42 @@ def _load(
 ) -> nn.Module:
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(chosen_device, dtype)
-    opened, part = open_source(source), PARTS[name]
+    opened, part = open_source(source, say=say_on_stderr), PARTS[name]
     config = _config(opened, part)
     config_path, *weight_paths = part_files(opened, name)
     module = build_empty(part, config, str(config_path))
-    with contextlib.ExitStack() as stack:
-        files: list[TensorFile] = []
-        for path in weight_paths:
-            if path.suffix != ".json":
-                files.append(open_tensors(path))
-                stack.callback(files[-1].close)
-        _check_layout(files)
-        _check_shards(weight_paths, files)
+    with _opened(opened, name, module, weight_paths) as files:
         where = str(files[0].path if len(files) == 1 else config_path.parent)
         feeds = plan_fill(name, module, files, where)
         return fill(module, feeds, chosen_device, chosen_dtype)
+
+
+@contextlib.contextmanager
+def _opened(source: Source, part: str, module: Any, paths: list[Path]) -> Iterator[list[TensorFile]]:
+    """The files that hold a part, in its names, closed in the end."""
+    with contextlib.ExitStack() as stack:
+        files: list[TensorFile] = []
+        if source.single is not None:
+            config = module.config.to_dict() if PARTS[part].is_text else module.config
+            files.append(source.single.open(part, config))
+            stack.callback(files[-1].close)
+        else:
+            for path in paths:
+                if path.suffix != ".json":
+                    files.append(open_tensors(path))
+                    stack.callback(files[-1].close)
+            _check_layout(files)
+            _check_shards(paths, files)
+        yield files
 
 
 def _config(source: Source, part: Part) -> dict[str, Any]:
     """The config alone, its class checked before any weight is fetched."""
     config = read_config(source, part.name)
     inside = source.holds_part(part.name)
+    if source.single is not None:
+        check_class(part, config, str(source.single.config_path(part.name)))
+        return config
     check_class(part, config, f"{source}/{inside}/config.json" if inside else f"{source}/config.json")
     return config
 

@@ -34,10 +34,12 @@ class Ignorable:
     pattern: str
 
 
+_TEXT = ("text_encoder", "text_encoder_2")
+
 RENAMES: tuple[Rename, ...] = (
     # transformers moved CLIP's text tower in and out of a submodule of this name: files have either form.
-    Rename("text_model. dropped", ("text_encoder",), r"^text_model\.", ""),
-    Rename("text_model. added", ("text_encoder",), r"^(?!text_model\.)", "text_model."),
+    Rename("text_model. dropped", _TEXT, r"^text_model\.", ""),
+    Rename("text_model. added", _TEXT, r"^(?!text_model\.)", "text_model."),
     # The VAE's attention had these names in diffusers until 0.17; most Stable Diffusion files keep them.
     Rename("VAE query", ("vae",), r"(\.attentions\.\d+)\.query\.", r"\1.to_q."),
     Rename("VAE key", ("vae",), r"(\.attentions\.\d+)\.key\.", r"\1.to_k."),
@@ -46,7 +48,7 @@ RENAMES: tuple[Rename, ...] = (
 )
 
 IGNORABLE: tuple[Ignorable, ...] = (
-    Ignorable("position_ids", ("text_encoder",), r"^(text_model\.)?embeddings\.position_ids$"),
+    Ignorable("position_ids", _TEXT, r"^(text_model\.)?embeddings\.position_ids$"),
 )
 
 

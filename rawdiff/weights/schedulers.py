@@ -100,8 +100,8 @@ def scheduler_from_name(
         raise UsageError(f"sampler {name!r}: {entry.scheduler} refuses ({_line(error)})") from error
 
 
-def scheduler_from_folder(path: str | Path) -> Any:
-    """The scheduler that a `scheduler_config.json` describes, exactly as it says.
+def scheduler_from_folder(path: str | Path, changes: Mapping[str, Any] | None = None) -> Any:
+    """The scheduler that a `scheduler_config.json` describes, exactly as it says but for `changes`.
 
     `path` is the file or its folder. Keys that the class does not know are left out, as diffusers does. Raises
     WeightsError for a file that is missing or no config, a class outside SCHEDULER_CLASSES, and values that
@@ -122,6 +122,7 @@ def scheduler_from_folder(path: str | Path) -> Any:
         raise WeightsError(f"{file}: no readable JSON ({_line(error)})") from error
     if not isinstance(config, dict):
         raise WeightsError(f"{file}: expected a JSON object, found {type(config).__name__}")
+    config.update(changes or {})
     kind = config.get("_class_name")
     if not isinstance(kind, str) or kind not in SCHEDULER_CLASSES:
         raise WeightsError(

@@ -1,6 +1,7 @@
-"""Where a model comes from: the embedded one, a folder, or a repository of a hub, seen through one interface.
+"""Where a model comes from: the embedded one, a folder, a file or a hub's repository, seen through one interface.
 
 source = open_source("~/models/mine")         # a folder that exists wins over everything else
+source = open_source("model.safetensors")     # a checkpoint in one file (see `single`)
 source = open_source("sd1.5")                 # an alias: the registry says where it is
 source = open_source("OWNER/NAME")            # a hub id, resolved to one commit
 source.path("unet/config.json")               # fetched if need be
@@ -19,6 +20,7 @@ from rawdiff.say import Say, say_nothing
 from rawdiff.weights import registry
 from rawdiff.weights.hub import Hub
 from rawdiff.weights.hub_errors import NotThereError
+from rawdiff.weights.single import Options, SingleFile, open_single, split_options
 from rawdiff.weights.snapshot import Snapshot, resolve
 
 __all__ = ["EMBEDDED", "Source", "open_source"]
@@ -32,17 +34,18 @@ _FILE_SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth", ".gguf", ".onn
 
 @dataclass(frozen=True)
 class Source:
-    """A model folder, or one folder inside it (`base`), wherever it lies; a hub's files come when asked."""
+    """A model's folder, one inside it (`base`), or its one file, wherever it lies; a hub's files come when asked."""
 
     name: str
     """How messages and recipes call it: "embedded", a path, or OWNER/NAME."""
-    kind: Literal["embedded", "folder", "hub"]
+    kind: Literal["embedded", "folder", "file", "hub"]
     root: Path
-    """The folder on this disk; for a hub, where its files arrive."""
+    """The folder on this disk; for a file, the one it is in; for a hub, where its files arrive."""
     base: str = ""
     revision: str | None = None
     """The commit, for a hub."""
     snapshot: Snapshot | None = None
+    single: SingleFile | None = None
 
     def __str__(self) -> str:
         return f"{self.name}/{self.base}" if self.base else self.name
@@ -50,6 +53,8 @@ class Source:
     def names(self, folder: str = "") -> set[str]:
         """Names of the files directly in `folder`, without fetching any."""
         inside = _join(self.base, folder)
+        if self.single is not None:
+            return set()
         if self.snapshot is not None:
             return self.snapshot.names(inside)
         try:
@@ -68,14 +73,23 @@ class Source:
 
     def child(self, folder: str) -> Source:
         """The source that is a folder inside this one; raises WeightsError for a way out of it."""
-        if not folder or folder.startswith("/") or ".." in folder.split("/") or "\\" in folder:
+        if (
+            self.single is not None
+            or not folder
+            or folder.startswith("/")
+            or ".." in folder.split("/")
+            or "\\" in folder
+        ):
             raise WeightsError(f"{self}: {folder[:80]!a} is no folder inside a model")
         return replace(self, base=_join(self.base, folder))
 
     def holds_part(self, part: str) -> str | None:
-        """The folder of a part: `part` itself, `""` when the source is that part alone, or None."""
-        marks = {"tokenizer": ("tokenizer_config.json", "vocab.json", "tokenizer.json")}
-        wanted = marks.get(part, ("scheduler_config.json",) if part == "scheduler" else ("config.json",))
+        """The folder of a part: `part` itself, `""` for a file or when the source is that part alone, or None."""
+        if self.single is not None:
+            return "" if self.single.holds(part) else None
+        tokenizer = ("tokenizer_config.json", "vocab.json", "tokenizer.json")
+        marks = {"tokenizer": tokenizer, "tokenizer_2": tokenizer, "scheduler": ("scheduler_config.json",)}
+        wanted = marks.get(part, ("config.json",))
         if self.names(part) & set(wanted):
             return part
         here = self.names()
@@ -85,6 +99,8 @@ class Source:
         """Where a part's files are (see `parts.part_files` for having them fetched); raises WeightsError."""
         inside = self.holds_part(part)
         if inside is None:
+            if self.single is not None:
+                raise WeightsError(f"{self}: holds no {part}, only {self.single}; expected a file with one")
             if self.snapshot is not None and not self.snapshot.is_whole:
                 raise HubError(f"{self} is in the cache without its {part}: run once without --offline")
             raise WeightsError(
@@ -105,10 +121,11 @@ def open_source(
     hub: Hub | None = None,
     say: Say = say_nothing,
 ) -> Source:
-    """Find a model: None or "embedded", a folder, an alias of the registry, or a hub's OWNER/NAME.
+    """Find a model: None or "embedded", a folder, a file, an alias of the registry, or a hub's OWNER/NAME.
 
-    A hub's files are fetched part by part, when asked for. `say` gets a line when a mirror is used or a
-    download starts. Raises UsageError (a name that is nothing), WeightsError (no model there), HubError.
+    A hub's files are fetched part by part, when asked for. `say` gets a line when a mirror is used, a download
+    starts, or a file leaves something to be assumed. Raises UsageError (a name that is nothing), WeightsError (no
+    model there), HubError.
     """
     if isinstance(source, Source):
         return source
@@ -116,21 +133,20 @@ def open_source(
         return _folder("embedded", EMBEDDED, "embedded")
     text = str(source)
     if not text or not text.isprintable():
-        raise UsageError(f"model {text[:80]!a}: expected a folder, an alias or OWNER/NAME")
+        raise UsageError(f"model {text[:80]!a}: expected a folder, a file, an alias or OWNER/NAME")
+    text, options = split_options(text)
     path = Path(text).expanduser()
     if path.is_dir():
         return _folder(text, path.resolve(), "folder")
     if path.exists():
-        raise WeightsError(
-            f"{text}: a single file; expected a folder in diffusers' layout, an alias or OWNER/NAME"
-        )
+        return _file(str(source), path.absolute(), options, say)
     known = registry.find(text) if isinstance(source, str) else None
     if known is None and (isinstance(source, Path) or _is_path_like(text)):
-        raise WeightsError(f"{text}: no such folder; expected a model folder, an alias or OWNER/NAME")
+        raise WeightsError(f"{text}: no such folder or file; expected a model, an alias or OWNER/NAME")
     if known is None and not _HUB_ID.fullmatch(text):
         names = ", ".join(registry.aliases("model"))
         raise UsageError(
-            f"model {text[:80]!a} is no folder here and no alias ({names}); a hub id is OWNER/NAME"
+            f"model {text[:80]!a} is no file and no folder here and no alias ({names}); a hub id is OWNER/NAME"
         )
     return _from_hub(hub if hub is not None else Hub(offline=offline, say=say), text, known, revision)
 
@@ -141,7 +157,7 @@ def _is_path_like(text: str) -> bool:
         or text.count("/") > 1
         or "\\" in text
         or bool(re.match(r"[A-Za-z]:", text))
-        or text.lower().endswith(_FILE_SUFFIXES)
+        or text.lower().partition("#")[0].endswith(_FILE_SUFFIXES)
     )
 
 
@@ -150,6 +166,13 @@ def _folder(name: str, root: Path, kind: Literal["embedded", "folder"]) -> Sourc
     if kind == "embedded" and not source.names():
         raise WeightsError(f"the embedded model is not at {root}; install rawdiff again, or name a model")
     return source
+
+
+def _file(name: str, path: Path, options: Options | None, say: Say) -> Source:
+    single = open_single(path, options)
+    for note in single.notes:
+        say(note)
+    return Source(name, "file", path.parent, single=single)
 
 
 def _from_hub(hub: Hub, text: str, known: registry.Known | None, revision: str | None) -> Source:

@@ -9,6 +9,7 @@ from rawdiff.errors import WeightsError
 from rawdiff.weights.choose import read_json
 from rawdiff.weights.parts import Where, part_files, read_config
 from rawdiff.weights.source import Source, open_source
+from rawdiff.weights.vocabulary import build_tokenizer
 
 __all__ = ["load_tokenizer"]
 
@@ -17,21 +18,22 @@ _ABSENT = 10**6
 """transformers gives a tokenizer whose config names no `model_max_length` the length 1e30."""
 
 
-def load_tokenizer(source: Where = None) -> Any:
-    """The CLIPTokenizer of a model (Radford et al. 2021, arXiv 2103.00020).
+def load_tokenizer(source: Where = None, part: str = "tokenizer") -> Any:
+    """The CLIPTokenizer of a model (Radford et al. 2021, arXiv 2103.00020); SDXL's second is `"tokenizer_2"`.
 
     Its `model_max_length` is the text encoder's number of positions where the folder does not say: without it
-    transformers assumes 1e30 and prompts run past the encoder's end. Raises WeightsError, HubError.
+    transformers assumes 1e30 and prompts run past the encoder's end. A file's tokenizer is CLIP's own. Raises
+    WeightsError, HubError.
     """
     opened = open_source(source)
-    paths = {path.name: path for path in part_files(opened, "tokenizer")}
-    folder = next(iter(paths.values())).parent
-    if "tokenizer.json" not in paths and not {"vocab.json", "merges.txt"} <= set(paths):
-        raise WeightsError(f"{folder}: found {', '.join(paths)}; expected vocab.json and merges.txt")
-    _check_files(paths)
-    tokenizer = _open(folder)
+    files = part_files(opened, part)
+    if opened.single is not None:
+        configs = open_source(opened.single.configs)
+        tokenizer, folder = _of_file(configs, part), configs.folder(part)
+    else:
+        tokenizer, folder = _of_folder(files), files[0].parent
     _check_tokens(tokenizer, folder)
-    limit, size = _encoder_limits(opened)
+    limit, size = _encoder_limits(opened, part.replace("tokenizer", "text_encoder"))
     if tokenizer.model_max_length > _ABSENT:
         tokenizer.model_max_length = limit if limit is not None else 77
     elif limit is not None and tokenizer.model_max_length > limit:
@@ -44,6 +46,23 @@ def load_tokenizer(source: Where = None) -> Any:
             f"{folder}: {len(tokenizer)} tokens, expected at most {size}, as the text encoder has"
         )
     return tokenizer
+
+
+def _of_folder(files: list[Path]) -> Any:
+    paths = {path.name: path for path in files}
+    folder = files[0].parent
+    if "tokenizer.json" not in paths and not {"vocab.json", "merges.txt"} <= set(paths):
+        raise WeightsError(f"{folder}: found {', '.join(paths)}; expected vocab.json and merges.txt")
+    _check_files(paths)
+    return _open(folder)
+
+
+def _of_file(configs: Source, part: str) -> Any:
+    """From the folder of configs where it has a vocabulary, else CLIP's own with the settings there."""
+    files = part_files(configs, part)
+    if {path.name for path in files} == {"tokenizer_config.json"}:
+        return build_tokenizer(read_json(files[0]))
+    return _of_folder(files)
 
 
 def _check_files(paths: dict[str, Path]) -> None:
@@ -87,10 +106,10 @@ def _check_tokens(tokenizer: Any, folder: Path) -> None:
         )
 
 
-def _encoder_limits(source: Source) -> tuple[int | None, int | None]:
+def _encoder_limits(source: Source, encoder: str) -> tuple[int | None, int | None]:
     """Positions and vocabulary of the text encoder beside the tokenizer, where there is one."""
-    if source.holds_part("text_encoder") != "text_encoder":
+    if source.single is None and source.holds_part(encoder) != encoder:
         return None, None
-    config = read_config(source, "text_encoder")
+    config = read_config(source, encoder)
     limit, size = config.get("max_position_embeddings", 77), config.get("vocab_size", 49408)
     return (limit if type(limit) is int else None), (size if type(size) is int else None)
