@@ -153,7 +153,7 @@ Memory = Annotated[
     str | None,
     typer.Option(
         metavar="HOW",
-        help="normal or low: slower, a part on the device at a time, large pictures decoded in tiles (approximate).",
+        help="normal or low: slower, a part on the device at a time, large pictures in tiles (approximate).",
         rich_help_panel=WORK,
     ),
 ]

@@ -70,7 +70,9 @@ KEYS: dict[str, str] = {
 }
 """What a line may say, and in which form; a dash may stand for an underscore."""
 
-OF_THE_COMMAND = ("model", "net", "device", "dtype", "offline", "revision", "batch", "preview", "save_hints")
+OF_THE_COMMAND = (
+    *("model", "net", "device", "dtype", "speed", "memory", "offline", "revision", "batch", "preview", "save_hints"),
+)
 
 
 @dataclass(frozen=True)
