@@ -349,21 +349,21 @@ def test_a_vae_that_fails_in_half_precision(model: Model, folder: Path) -> None:
     list(run)
     good = run.image()
     assert said == []
-    from rawdiff import decode
+    from rawdiff.nets import vae as nets_vae
 
-    original = decode.nets_vae.decode
+    original = nets_vae.decode
 
     def overflowing(vae: Any, x: torch.Tensor) -> torch.Tensor:
         picture = original(vae, x)
         return picture * torch.nan if vae.dtype != torch.float32 else picture
 
-    decode.nets_vae.decode = overflowing
+    nets_vae.decode = overflowing
     try:
         assert run.image().size == good.size
         assert said == ["the VAE gave NaN in bfloat16: decoding once more in fp32"]
         assert half.vae.dtype == torch.bfloat16
     finally:
-        decode.nets_vae.decode = original
+        nets_vae.decode = original
 
 
 GAVE_OUT = {
