@@ -71,7 +71,19 @@ KEYS: dict[str, str] = {
 """What a line may say, and in which form; a dash may stand for an underscore."""
 
 OF_THE_COMMAND = (
-    *("model", "net", "device", "dtype", "speed", "memory", "offline", "revision", "batch", "preview", "save_hints"),
+    *(
+        "model",
+        "net",
+        "device",
+        "dtype",
+        "speed",
+        "memory",
+        "offline",
+        "revision",
+        "batch",
+        "preview",
+        "save_hints",
+    ),
 )
 
 
