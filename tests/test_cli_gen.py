@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 
 import rawdiff as package
-from rawdiff import images
-from rawdiff import model as facade
+from rawdiff import images, preparing
 from rawdiff.cli import terminal
 from rawdiff.errors import ResourceError
 from rawdiff.jobs import place
@@ -399,9 +398,11 @@ def test_hints_and_words_are_made_once_for_all_pictures(here: Path, monkeypatch:
     depth_map(here / "d.png", (64, 64))
     made: list[str] = []
     for name in ("make_hints", "encode_prompts"):
-        own = getattr(facade, name)
+        own = getattr(preparing, name)
         monkeypatch.setattr(
-            facade, name, lambda *args, own=own, name=name, **rest: (made.append(name), own(*args, **rest))[1]
+            preparing,
+            name,
+            lambda *args, own=own, name=name, **rest: (made.append(name), own(*args, **rest))[1],
         )
     words = ("gen", "-p", "x", *QUICK, "--depth", "d.png", "--seed", "5", "--count", "5", "--batch", "2")
     together = rawdiff(*words).ok()

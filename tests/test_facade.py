@@ -327,9 +327,9 @@ def test_the_same_text_is_encoded_once(model: Model, monkeypatch: pytest.MonkeyP
     lengths = []
     original = text.encode
 
-    def encode(encoder: Any, ids: torch.Tensor, clip_skip: int = 0) -> torch.Tensor:
+    def encode(encoder: Any, ids: torch.Tensor, clip_skip: int = 0, **added: Any) -> torch.Tensor:
         lengths.append(len(ids))
-        return original(encoder, ids, clip_skip)
+        return original(encoder, ids, clip_skip, **added)
 
     monkeypatch.setattr(text, "encode", encode)
     run = prepared(model, [PROMPT, "blue", PROMPT], seed=[1, 2, 3])
