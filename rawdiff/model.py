@@ -36,7 +36,7 @@ from rawdiff.arguments import (
     spread_scales,
 )
 from rawdiff.beginning import Beginning, begin_from, part_way
-from rawdiff.conditions import Conditions, Context
+from rawdiff.conditions import Conditions
 from rawdiff.controls import Control, choose_size, gather, make_hints, recall
 from rawdiff.errors import UsageError
 from rawdiff.extras import AddedLora
@@ -50,11 +50,12 @@ from rawdiff.parts import Parts
 from rawdiff.plan import Plan, make_plan
 from rawdiff.predict import EVERYTHING, Exact, check_channels, prepare
 from rawdiff.probes import NO_PROBE, ProbeLike
-from rawdiff.prompts import encode_prompts
 from rawdiff.run import Run, Setup
 from rawdiff.say import Say, say_on_stderr
 from rawdiff.state import start
 from rawdiff.step import check_watch
+from rawdiff.syntax import PLAIN, check_syntax, take_all_tags
+from rawdiff.texts import encode_texts, taken_for_text, texts_of
 from rawdiff.vocabulary import unused
 
 __all__ = ["Control", "Model", "Run", "load"]
@@ -151,6 +152,7 @@ class Model(Parts):
         depth_invert: bool = False,
         loras: Sequence[Any] = (),
         embeddings: Sequence[Any] = (),
+        syntax: str | None = None,
         exact: Exact = EVERYTHING,
         watch: Sequence[str] = WATCH,
         say: Say = say_on_stderr,
@@ -165,7 +167,9 @@ class Model(Parts):
         counts up, None draws one (see `run.seeds`). `sampler` is a name ("dpm++ 2m karras"), a diffusers
         scheduler or a Sampler. `loras` are paths (or names of the model's own), each alone or with its scale,
         [("style.safetensors", 0.8)], merged into the weights for as long as this run draws; `embeddings` likewise, each
-        alone or with its trigger. `latents` [B,4,h,w] replace the first draw of noise.
+        alone or with its trigger. `latents` [B,4,h,w] replace the first draw of noise. `syntax` is how prompts are
+        read: "plain" (all of it is text, the rest of a long one is cut), or "a1111": weights, BREAK, prompt editing, as
+        many tokens as there are, and `<lora:name:0.8>` for LoRAs that the model brings (see `rawdiff.syntax`).
 
         `image` (as the maps) is what the run begins from, for the last `strength` of its steps (above 0 to 1; 0.8).
         With a `mask` of its size only what is white there is painted anew (strength 1): by the model's inpainting
@@ -187,12 +191,14 @@ class Model(Parts):
         check_channels(self.unet.config.in_channels, masked=masked)
         prompts = spread_prompts("prompt", prompt, distinct, count)
         negatives = spread_prompts("negative prompt", negative, distinct, count)
+        syntax = check_syntax(syntax)
+        prompts, tags = (prompts, ()) if syntax == PLAIN else take_all_tags(prompts, negatives)
         scales = spread_scales(self.defaults.guidance if guidance is None else guidance, distinct, count)
         seeds = check_seeds(random_seed(len(prompts)) if seed is None else seed, len(prompts))
         wanted = gather(depth, normal, canny, controls)
         for control in wanted:
             self.net_source(control.kind, control.net)  # before anything slow begins
-        added, words = self.extras.loras(loras), self.extras.embeddings(embeddings)
+        added, words = self.extras.loras(loras, tags), self.extras.embeddings(embeddings)
         vocabulary = self.vocabulary(words)
         for line in unused(vocabulary, [*prompts, *negatives]):
             say(line)
@@ -200,7 +206,17 @@ class Model(Parts):
         made, spec = build_sampler(sampler, self.scheduler, self.defaults.sampler, **schedule)
         made = made if image is None else part_way(made, strength)
         windows = [control.window for control in wanted]
-        plan = make_plan(made, guidance=scales, rescale=rescale, windows=windows, device=self.device)
+        told = texts_of(syntax, prompts, negatives, made)
+        for line in taken_for_text(told):
+            say(line)
+        plan = make_plan(
+            made,
+            guidance=scales,
+            rescale=rescale,
+            windows=windows,
+            device=self.device,
+            contexts=told.rows,
+        )
         if any(negatives) and not plan.guided:
             say("the negative prompt has no effect: guidance is off")
 
@@ -219,9 +235,8 @@ class Model(Parts):
             self.net(control.kind, control.net, probe=probe)
         unet = self.unet_for(masked=masked, probe=probe)
         self.put_on(unet, added, probe)
-        texts: dict[str, Any] = {"say": say, "probe": probe}
-        cond = encode_prompts(vocabulary, self.text_encoder, prompts, clip_skip=clip_skip, **texts)
-        uncond = encode_prompts(vocabulary, self.text_encoder, negatives, **texts) if plan.guided else None
+        texts: dict[str, Any] = {"clip_skip": clip_skip, "say": say, "probe": probe}
+        contexts = encode_texts(vocabulary, self.text_encoder, told, guided=plan.guided, **texts)
         noise = Noise(seeds, latent_size(size), self.device)
         dtype = torch.promote_types(self.dtype, torch.float32)
         if init is not None:
@@ -235,9 +250,7 @@ class Model(Parts):
         else:
             first = noise.draw(0) if latents is None else given_latents(latents, noise)
             begun = Beginning(start(plan, first.to(dtype), draws=int(latents is None)))
-        conditions = Conditions(
-            (Context(cond, uncond),), tuple(hint.tensor[None] for hint in hints), begun.inpaint
-        )
+        conditions = Conditions(contexts, tuple(hint.tensor[None] for hint in hints), begun.inpaint)
         account = recipe.of_run(
             self._account(masked=masked),
             prompts=prompts,
@@ -256,6 +269,7 @@ class Model(Parts):
             image=None if init is None else init.describe(strength, paste),
             loras=[one.describe() for one in added],
             embeddings=[one.describe() for one in words],
+            syntax=syntax,
             exact=exact,
         )
         origin = recipe.origin(
@@ -314,6 +328,9 @@ class Model(Parts):
             rescale=account["rescale"],
             windows=windows,
             device=self.device,
+            contexts=texts_of(
+                check_syntax(account.get("syntax")), account["prompt"], account["negative"], made
+            ).rows,
         )
         held.check_table(plan)
         size, seeds = (account["size"][0], account["size"][1]), account["seeds"]

@@ -18,7 +18,7 @@ import re
 from rawdiff.errors import UsageError
 from rawdiff.syntax.chunks import Chunk, chunked
 from rawdiff.syntax.editing import Schedule, schedule
-from rawdiff.syntax.tags import Tag, take_tags
+from rawdiff.syntax.tags import Tag, take_all_tags, take_tags
 from rawdiff.syntax.weights import WeightedText, parse_weights
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "find_markup",
     "parse_weights",
     "schedule",
+    "take_all_tags",
     "take_tags",
 ]
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from rawdiff.errors import UsageError
 from rawdiff.limits import is_name
 
-__all__ = ["Tag", "take_tags"]
+__all__ = ["Tag", "take_all_tags", "take_tags"]
 
 _TAG = re.compile(r"<lora:([^<>]*)>")
 _SCALE = re.compile(r"\s*[+-]?(?:[0-9]{1,9}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})\s*")
@@ -36,6 +37,20 @@ def take_tags(text: str) -> tuple[str, tuple[Tag, ...]]:
         if before.endswith(" ") or not before:
             after = after.removeprefix(" ")
         text = (before if after else before.removesuffix(" ")) + after
+
+
+def take_all_tags(prompts: Sequence[str], negatives: Sequence[str]) -> tuple[list[str], tuple[Tag, ...]]:
+    """The same of the prompts of one run, which is drawn with one set of weights; raises UsageError for several."""
+    found = [take_tags(prompt) for prompt in prompts]
+    if any(tags != found[0][1] for _, tags in found):
+        raise UsageError(
+            "the prompts ask for different LoRAs: a run is drawn with the same; prepare them apart"
+        )
+    if any(take_tags(negative)[1] for negative in negatives):
+        raise UsageError(
+            "the negative prompt asks for a LoRA, which would serve both prompts: move it to the prompt"
+        )
+    return [text for text, _ in found], found[0][1]
 
 
 def _tag(whole: str, inner: str) -> Tag:
