@@ -16,6 +16,7 @@ from rawdiff import weights
 from rawdiff.arguments import check_number, shown
 from rawdiff.errors import UsageError
 from rawdiff.limits import is_name
+from rawdiff.syntax import Tag
 from rawdiff.weights import digests
 from rawdiff.weights.lora_alpha import config_beside
 
@@ -58,13 +59,13 @@ class Extras:
         self._source, self._defaults = source, defaults
         self._read: dict[Path, AddedLora] = {}
 
-    def loras(self, given: Sequence[Any]) -> tuple[AddedLora, ...]:
-        """LoRAs by path or name, each alone or as (path, scale), read; the scale is else 1.
+    def loras(self, given: Sequence[Any], tags: Sequence[Tag] = ()) -> tuple[AddedLora, ...]:
+        """LoRAs by path or name, each alone or as (path, scale), read; the scale is else 1. Then those of `tags`.
 
         Raises UsageError for a name that the model does not know, WeightsError for a file that is no LoRA.
         """
         found = []
-        for one in _listed("loras", given):
+        for one in [*_listed("loras", given), *tags]:
             if isinstance(one, AddedLora):
                 found.append(one)
                 continue

@@ -122,12 +122,14 @@ class Plan:
         rescale: float,
         windows: Sequence[Window],
         device: torch.device,
+        contexts: Sequence[int] = (),
         done: Sequence[Row] = (),
     ) -> None:
         self.sampler = sampler
         self.guidance = tuple(guidance)
         self.rescale = rescale
         self.windows = tuple(windows)
+        self.contexts = tuple(contexts)
         self.device = device
         self.begin = len(done)
         """The row at which the sampler began: 0, or where its history was last forgotten."""
@@ -144,7 +146,10 @@ class Plan:
 
     def _row(self, i: int, step: SamplerRow, count: int) -> Row:
         control = tuple(window.weight_at(i, count) for window in self.windows)
-        return Row(i, step, self.sampler, self.guidance, self.rescale, control, 0, torch.empty(0))
+        context = 0
+        if self.contexts:  # a restart may add a row (PNDM): what is left keeps its distance to the end
+            context = self.contexts[max(self.begin, i + len(self.contexts) - count)]
+        return Row(i, step, self.sampler, self.guidance, self.rescale, control, context, torch.empty(0))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -177,6 +182,7 @@ class Plan:
                 rescale=self.rescale,
                 windows=self.windows,
                 device=self.device,
+                contexts=self.contexts,
                 done=self.rows[:i],
             )
         return self._restarts[i]
@@ -189,11 +195,13 @@ def make_plan(
     rescale: float = 0.0,
     windows: Sequence[Window] = (),
     device: torch.device | str = "cpu",
+    contexts: Sequence[int] = (),
 ) -> Plan:
     """Join a sampler, one guidance scale an image, and the ControlNets' windows; raises UsageError.
 
     Guidance of 1 or less is off (Ho and Salimans 2022, arXiv 2207.12598). `rescale` in 0..1 brings the guided
-    output's spread back towards the cond output's (Lin et al. 2023, arXiv 2305.08891).
+    output's spread back towards the cond output's (Lin et al. 2023, arXiv 2305.08891). `contexts` is the number of
+    each row's text context; all have the first where nothing is said.
     """
     for scale in guidance:
         if not is_number(scale) or scale < 0.0:
@@ -201,4 +209,13 @@ def make_plan(
     if not is_number(rescale) or not 0.0 <= rescale <= 1.0:
         raise UsageError(f"rescale {rescale!r}: expected a number from 0 to 1")
     scales = [max(1.0, float(scale)) for scale in guidance]
-    return Plan(sampler, guidance=scales, rescale=rescale, windows=windows, device=torch.device(device))
+    if contexts and len(contexts) != len(sampler.rows):
+        raise UsageError(f"{len(contexts)} contexts given: expected {len(sampler.rows)}, one for each row")
+    return Plan(
+        sampler,
+        guidance=scales,
+        rescale=rescale,
+        windows=windows,
+        device=torch.device(device),
+        contexts=contexts,
+    )

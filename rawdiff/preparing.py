@@ -23,7 +23,7 @@ from rawdiff.arguments import (
     spread_scales,
 )
 from rawdiff.beginning import Beginning, begin_from, part_way
-from rawdiff.conditions import Conditions, Context
+from rawdiff.conditions import Conditions
 from rawdiff.controls import Control, choose_size, gather, make_hints
 from rawdiff.extras import AddedLora
 from rawdiff.geometry import Size, latent_size
@@ -35,11 +35,12 @@ from rawdiff.noise import Noise, check_seeds, random_seed
 from rawdiff.parts import Parts
 from rawdiff.plan import Plan, make_plan
 from rawdiff.probes import NO_PROBE, ProbeLike
-from rawdiff.prompts import encode_prompts
 from rawdiff.run import Run, Setup
 from rawdiff.say import Say, say_on_stderr
 from rawdiff.state import start
 from rawdiff.step import check_watch
+from rawdiff.syntax import PLAIN, check_syntax, take_all_tags
+from rawdiff.texts import encode_texts, taken_for_text, texts_of
 from rawdiff.vocabulary import unused
 
 __all__ = ["WATCH", "account_of", "prepare", "set_up"]
@@ -79,6 +80,7 @@ def prepare(
     depth_invert: bool = False,
     loras: Sequence[Any] = (),
     embeddings: Sequence[Any] = (),
+    syntax: str | None = None,
     exact: Exact = EVERYTHING,
     watch: Sequence[str] = WATCH,
     say: Say = say_on_stderr,
@@ -100,7 +102,9 @@ def prepare(
 
     `loras` are paths (or names of the model's own), each alone or with its scale, [("style.safetensors", 0.8)], merged
     into the weights of the UNet that the run takes, and of the text encoder, for as long as it draws; `embeddings`
-    likewise, each alone or with its trigger.
+    likewise, each alone or with its trigger. `syntax` is how prompts are read: "plain" (all of it is text, the rest of a
+    long one is cut), or "a1111": weights, BREAK, prompt editing, as many tokens as there are, and `<lora:name:0.8>` for
+    LoRAs that the model brings (see `rawdiff.syntax`).
 
     `exact` says which work is done once instead of at each step (all of it, and no picture changes by more than
     rounding). What `watch` names is kept of each step; with () nothing is, and a Step is stale once the run has gone
@@ -118,12 +122,14 @@ def prepare(
     check_channels(self.unet.config.in_channels, masked=masked)
     prompts = spread_prompts("prompt", prompt, distinct, count)
     negatives = spread_prompts("negative prompt", negative, distinct, count)
+    syntax = check_syntax(syntax)
+    prompts, tags = (prompts, ()) if syntax == PLAIN else take_all_tags(prompts, negatives)
     scales = spread_scales(self.defaults.guidance if guidance is None else guidance, distinct, count)
     seeds = check_seeds(random_seed(len(prompts)) if seed is None else seed, len(prompts))
     wanted = gather(depth, normal, canny, controls)
     for control in wanted:
         self.net_source(control.kind, control.net)  # before anything slow begins
-    added, words = self.extras.loras(loras), self.extras.embeddings(embeddings)
+    added, words = self.extras.loras(loras, tags), self.extras.embeddings(embeddings)
     vocabulary = self.vocabulary(words)
     for line in unused(vocabulary, [*prompts, *negatives]):
         say(line)
@@ -131,7 +137,11 @@ def prepare(
     made, spec = build_sampler(sampler, self.scheduler, self.defaults.sampler, **schedule)
     made = made if image is None else part_way(made, strength)
     windows = [control.window for control in wanted]
-    plan = make_plan(made, guidance=scales, rescale=rescale, windows=windows, device=self.device)
+    texts = texts_of(syntax, prompts, negatives, made)
+    for line in taken_for_text(texts):
+        say(line)
+    levels: dict[str, Any] = {"guidance": scales, "rescale": rescale, "windows": windows}
+    plan = make_plan(made, **levels, contexts=texts.rows, device=self.device)
     if any(negatives) and not plan.guided:
         say("the negative prompt has no effect: guidance is off")
 
@@ -154,8 +164,8 @@ def prepare(
     told: dict[str, Any] = {"say": say, "probe": probe}
     self.runner.stage([self.text_encoder])
     self.put_on(unet, added, probe)
-    cond = encode_prompts(vocabulary, self.text_encoder, prompts, clip_skip=clip_skip, **told)
-    uncond = encode_prompts(vocabulary, self.text_encoder, negatives, **told) if plan.guided else None
+    encoding: dict[str, Any] = {"guided": plan.guided, "clip_skip": clip_skip}
+    contexts = encode_texts(vocabulary, self.text_encoder, texts, **encoding, **told)
     noise = Noise(seeds, latent_size(size), self.device)
     dtype = torch.promote_types(self.dtype, torch.float32)
     if init is not None:
@@ -165,7 +175,7 @@ def prepare(
         first = noise.draw(0) if latents is None else given_latents(latents, noise)
         begun = Beginning(start(plan, first.to(dtype), draws=int(latents is None)))
     shown = tuple(hint.tensor[None] for hint in hints)
-    conditions = Conditions((Context(cond, uncond),), shown, begun.inpaint)
+    conditions = Conditions(contexts, shown, begun.inpaint)
 
     account = recipe.of_run(
         account_of(self, masked=masked),
@@ -183,6 +193,7 @@ def prepare(
         image=None if init is None else init.describe(strength, paste),
         loras=[one.describe() for one in added],
         embeddings=[one.describe() for one in words],
+        syntax=syntax,
         exact=exact,
     )
     origin = recipe.origin(

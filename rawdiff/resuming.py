@@ -21,6 +21,8 @@ from rawdiff.preparing import WATCH, account_of, set_up
 from rawdiff.probes import NO_PROBE, ProbeLike
 from rawdiff.run import Run
 from rawdiff.say import Say, say_on_stderr
+from rawdiff.syntax import check_syntax
+from rawdiff.texts import texts_of
 
 __all__ = ["resume"]
 
@@ -61,12 +63,14 @@ def resume(
     saved.check_same(path, {"sampler": account["sampler"]}, {"sampler": spec})
     made = made if account["image"] is None else part_way(made, account["image"]["strength"])
     windows = [control.window for control in wanted]
+    syntax = check_syntax(account.get("syntax"))
     plan = make_plan(
         made,
         guidance=account["guidance"],
         rescale=account["rescale"],
         windows=windows,
         device=self.device,
+        contexts=texts_of(syntax, account["prompt"], account["negative"], made).rows,
     )
     held.check_table(plan)
     size, seeds = (account["size"][0], account["size"][1]), account["seeds"]

@@ -37,6 +37,17 @@ class Vocabulary:
         found = self.tokenizer(prompt, verbose=False).input_ids
         return [number for one in found for number in self.spans.get(one, (one,))]
 
+    def words(self, text: str) -> list[tuple[int, ...]]:
+        """The same without start and end, and what must stay together (a trigger's vectors) together."""
+        found = self.tokenizer(text, verbose=False).input_ids[1:-1]
+        return [tuple(self.spans.get(one, (one,))) for one in found]
+
+    @property
+    def comma(self) -> int | None:
+        """The token number of a comma, where there is one."""
+        found = self.tokenizer.convert_tokens_to_ids(",</w>")
+        return None if found == self.tokenizer.unk_token_id else int(found)
+
 
 def add_words(tokenizer: Any, embeddings: Sequence[Embedding], width: int, positions: int) -> Vocabulary:
     """The vocabulary with `embeddings` in it, for a text encoder of this width, with so many positions.

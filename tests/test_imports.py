@@ -13,9 +13,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "rawdiff"
 
 ORDER = [
-    "version", "errors", "limits", "say", "strict_json", "geometry", "probes", "noise", "sampler",
+    "version", "errors", "limits", "syntax", "say", "strict_json", "geometry", "probes", "noise", "sampler",
     "conditions", "plan", "state", "blend", "nets", "graphs", "prediction", "predict", "step", "loop", "weights",
-    "images", "controls", "vocabulary", "prompts", "arguments", "extras", "adapting", "in_tiles", "decode", "encode",
+    "images", "controls", "vocabulary", "prompts", "texts", "arguments", "extras", "adapting", "in_tiles", "decode", "encode",
     "beginning", "recipe", "saved", "run", "parts", "preparing", "resuming", "model", "jobs", "study", "cli",
     "__main__",
 ]  # fmt: skip

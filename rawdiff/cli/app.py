@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rawdiff.cli import batch, doctor, gen, info, sampler
+from rawdiff.cli import batch, doctor, gen, info, prompt, sampler
 from rawdiff.version import __version__
 
 __all__ = ["app"]
@@ -45,5 +45,6 @@ def root(
 app.command("gen", epilog=gen.EPILOG)(gen.gen)
 app.command("batch", epilog=batch.EPILOG)(batch.batch)
 app.command("info")(info.info)
+app.command("prompt", epilog=prompt.EPILOG)(prompt.prompt)
 app.command("sampler", epilog=sampler.EPILOG)(sampler.sampler)
 app.command("doctor")(doctor.doctor)

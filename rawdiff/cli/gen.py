@@ -122,6 +122,7 @@ def gen(
             rich_help_panel=MAPS,
         ),
     ] = None,
+    prompt_syntax: options.Syntax = None,
     image: options.Image = None,
     mask: options.Mask = None,
     strength: options.Strength = None,
@@ -256,7 +257,13 @@ def gen(
     words |= {"depth_range": depth_range, "depth_invert": depth_invert, "sampler": sampler, "steps": steps}
     words |= {"timesteps": timesteps, "sigmas": sigmas, "guidance": guidance, "rescale": rescale}
     words |= {"clip_skip": clip_skip, "guess": guess, "eta": eta, "lora": lora, "embedding": embedding}
-    words |= {"image": image, "mask": mask, "strength": strength, "paste": paste}
+    words |= {
+        "prompt_syntax": prompt_syntax,
+        "image": image,
+        "mask": mask,
+        "strength": strength,
+        "paste": paste,
+    }
     request = request_from_words(words)
     request = complete(request, console) if remake is None or prompt == "-" else request
     if remake is None:

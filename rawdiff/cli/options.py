@@ -25,6 +25,7 @@ __all__ = [
     "Revision",
     "Speed",
     "Strength",
+    "Syntax",
     "Timings",
     "console_of",
 ]
@@ -46,6 +47,15 @@ def _debug(context: typer.Context, value: bool) -> bool:
     return value
 
 
+Syntax = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="plain: all is text; or a1111: (word:1.2), [a:b:0.5], BREAK, <lora:name:0.8>, any length. See rawdiff "
+        "prompt.",
+        rich_help_panel="What to draw",
+    ),
+]
 Image = Annotated[
     str | None,
     typer.Option(

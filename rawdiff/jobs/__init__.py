@@ -14,6 +14,7 @@
     preview.py    each step as a small picture
     generate.py   what `rawdiff gen` does
     batch.py      what `rawdiff batch` does
+    prompt.py     what `rawdiff prompt` shows
 
 request.py, extras.py and words.py import nothing heavy, and so nothing is imported here.
 """

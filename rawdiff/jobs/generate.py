@@ -63,6 +63,7 @@ def generate(
     """
     check_batch(settings.batch)
     again = None if remake is None else open_remake(remake)
+    request = request.untagged(None if again is None else again.request)
     over, other = request, place
     recorded: Mapping[str, Any] | None = None
     if again is not None:

@@ -103,6 +103,8 @@ def _recipe_pairs(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         yield "lora", f"{one['path']} ({one['now']}), scale {one['scale']:g}"
     for one in found["embeddings"]:
         yield "embedding", f"{one['path']} ({one['now']}), for {one['trigger']}"
+    if "syntax" in picture:
+        yield "prompt syntax", picture["syntax"]
     if "repeats" in picture:
         yield "repeats", ", ".join(picture["repeats"])
     model = made["model"]

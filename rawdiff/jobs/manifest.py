@@ -40,6 +40,7 @@ TEXT, WHOLE, NUMBER, FLAG, TEXTS, NUMBERS = (
 KEYS: dict[str, str] = {
     "prompt": TEXT,
     "negative": TEXT,
+    "prompt_syntax": TEXT,
     "size": TEXT,
     "seed": WHOLE,
     "count": WHOLE,

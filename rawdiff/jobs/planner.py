@@ -26,6 +26,7 @@ from rawdiff.parts import part_hashes, unet_config
 from rawdiff.probes import ProbeLike
 from rawdiff.sampler import Sampler
 from rawdiff.say import Say, say_nothing
+from rawdiff.syntax import check_syntax
 from rawdiff.vocabulary import add_words
 
 __all__ = ["Planner"]
@@ -84,7 +85,7 @@ class Planner:
         be drawn at once, `recorded` what a recipe says of its sampler, which it then is, to the last setting. Raises
         UsageError (SizeError), InputError, WeightsError, HubError.
         """
-        request.check()
+        request = request.untagged().check()
         strength = check_strength(request.image, request.mask, request.strength, request.paste)
         masked = request.mask is not None
         unet = unet_config(self.source, self.defaults, masked=masked)
@@ -132,6 +133,7 @@ class Planner:
             "clip_skip": request.clip_skip or 0,
             "guess": bool(request.guess),
             "exact": without(request.repeats),
+            "syntax": check_syntax(request.syntax),
         }
         account = recipe.of_run(
             recipe.of_model(self.source, digests, self.dtype),

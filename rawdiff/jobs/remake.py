@@ -85,6 +85,7 @@ def open_remake(path: str | Path) -> Remake:
             depth_invert=first.get("depth_invert"),
             loras=tuple(_named(LoraRequest, found, "loras")),
             embeddings=tuple(_named(EmbeddingRequest, found, "embeddings")),
+            syntax=picture.get("syntax"),
             repeats=tuple(picture.get("repeats", ())),
         ).check()
         exact.without(request.repeats)
@@ -183,6 +184,7 @@ _CHANGES: dict[str, list[str]] = {
     "depth_invert": [r"controls\[\d+\]\.depth_invert"],
     "loras": [r"loras.*"],
     "embeddings": [r"embeddings.*"],
+    "syntax": ["syntax"],
 }
 """What of a picture each word of a request may change."""
 

@@ -16,6 +16,7 @@ from rawdiff.errors import UsageError
 from rawdiff.geometry import Size, check_size
 from rawdiff.jobs.extras import EmbeddingRequest, LoraRequest
 from rawdiff.limits import FITS, MAX_SEED, check_strength, check_text
+from rawdiff.syntax import PLAIN, check_syntax, take_all_tags
 
 __all__ = ["ControlRequest", "FileRequest", "Request"]
 
@@ -109,6 +110,8 @@ class Request:
     """Whether what stays is pasted back into the finished picture."""
     loras: tuple[LoraRequest, ...] | None = None
     embeddings: tuple[EmbeddingRequest, ...] | None = None
+    syntax: str | None = None
+    """How the prompts are read; see `rawdiff.syntax`."""
     repeats: tuple[str, ...] = ()
     """Work done at every step, which is else done once; only a recipe asks for it."""
 
@@ -136,6 +139,20 @@ class Request:
         merged = replace(self, **said)
         forgotten = set(merged._without_effect()) - set(self._without_effect())
         return replace(merged, **{name: getattr(over, name) for name in forgotten})
+
+    def untagged(self, base: Request | None = None) -> Request:
+        """This request with the LoRAs that its prompt has as tags among its LoRAs, as if they were given so.
+
+        It is read in its own syntax, else in that of `base`, which it will be laid over. Raises UsageError.
+        """
+        said = self.syntax if self.syntax is not None or base is None else base.syntax
+        if check_syntax(said) == PLAIN:
+            return self
+        prompts, tags = take_all_tags([self.prompt or ""], [self.negative or ""])
+        if not tags:
+            return self
+        loras = (*(self.loras or ()), *(LoraRequest(*tag) for tag in tags))
+        return replace(self, prompt=prompts[0], loras=loras)
 
     def _substituted(self, given: tuple[ControlRequest, ...]) -> tuple[ControlRequest, ...]:
         """The controls here with `given` in the places of their kinds, those of new kinds after them."""
@@ -213,6 +230,7 @@ class Request:
         check_text("prompt", self.prompt)
         if self.negative is not None:
             check_text("negative prompt", self.negative)
+        check_syntax(self.syntax)
         if self.size is not None:
             check_size(self.size)
         for name, low, high in (("steps", 1, 10_000), ("count", 1, MAX_COUNT), ("clip_skip", 0, 100)):

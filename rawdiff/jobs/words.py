@@ -117,6 +117,8 @@ def request_from_words(
     for name in ("timesteps", "sigmas"):
         if isinstance(said.get(name), str):
             said[name] = parse_numbers(name, said[name], whole=name == "timesteps")
+    if "prompt_syntax" in said:
+        said["syntax"] = said.pop("prompt_syntax")
     said["derive"] = tuple(said.get("derive", ()))
     return Request(**said)
 

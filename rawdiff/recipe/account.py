@@ -20,6 +20,7 @@ from rawdiff.nets.exact import EVERYTHING, Exact
 from rawdiff.noise import NOISE_VERSION
 from rawdiff.recipe.fields import CONTROL, EMBEDDING, LORA, PICTURE, PICTURE_EXTRAS, SAMPLER
 from rawdiff.recipe.schema import build
+from rawdiff.syntax import PLAIN
 from rawdiff.version import __version__
 from rawdiff.weights import Source
 from rawdiff.weights.schedulers import SCHEDULER_CLASSES
@@ -58,6 +59,7 @@ def of_run(
     image: Mapping[str, Any] | None = None,
     loras: Sequence[Mapping[str, Any]] = (),
     embeddings: Sequence[Mapping[str, Any]] = (),
+    syntax: str = PLAIN,
     exact: Exact = EVERYTHING,
 ) -> dict[str, Any]:
     """The account of a run, as plain values; prompts, negatives, seeds and guidance are one for each picture.
@@ -83,6 +85,7 @@ def of_run(
         "controls": [dict(control) for control in controls],
         "loras": [dict(lora) for lora in loras],
         "embeddings": [dict(embedding) for embedding in embeddings],
+        "syntax": None if syntax == PLAIN else syntax,
         "repeats": [name for name, once in asdict(exact).items() if not once],
     }
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rawdiff.errors import InputError
+from rawdiff.syntax import PLAIN, SYNTAXES
 
 __all__ = [
     "CONTROL",
@@ -109,6 +110,7 @@ PICTURE_EXTRAS: dict[str, Test] = {
     ),
     "loras": _some(_mapping),
     "embeddings": _some(_mapping),
+    "syntax": lambda value: value in SYNTAXES and value != PLAIN,
     "repeats": _some(_text),
 }
 """What a picture has only where there is any of it."""

@@ -7,6 +7,7 @@ picture   prompt, negative, size [height, width], seed, guidance, rescale, clip_
   image       sha256, strength, fit; mask (SHA-256) and paste, or null
   loras       sha256, config (of peft's adapter_config.json, or null), scale
   embeddings  sha256, trigger
+  syntax      how the prompts are read, where that is not as plain text: "a1111"
   repeats     names of the work done at every step, which is else done once (`Exact`): it shows in the last bits
   sampler   class, config, steps, timesteps, sigmas, eta
   controls  kind, sha256 (of the map's bytes), derive, weight, start, end, fit, depth_range, depth_invert, weights

@@ -15,7 +15,7 @@ Nothing here imports diffusers: a scheduler is whatever has its methods.
 from __future__ import annotations
 
 from rawdiff.sampler.make import make_sampler, set_schedule
-from rawdiff.sampler.rows import Sampler, SamplerRow, count_steps, renoise, x0_formula
+from rawdiff.sampler.rows import Sampler, SamplerRow, count_steps, number_steps, renoise, x0_formula
 from rawdiff.sampler.scheduler import SchedulerSampler
 from rawdiff.sampler.table import SamplerTable, tabulate
 
@@ -26,6 +26,7 @@ __all__ = [
     "SchedulerSampler",
     "count_steps",
     "make_sampler",
+    "number_steps",
     "renoise",
     "set_schedule",
     "tabulate",

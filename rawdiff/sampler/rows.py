@@ -12,7 +12,7 @@ import torch
 
 from rawdiff.errors import UsageError
 
-__all__ = ["Sampler", "SamplerRow", "count_steps", "prediction_type", "renoise", "x0_formula"]
+__all__ = ["Sampler", "SamplerRow", "count_steps", "number_steps", "prediction_type", "renoise", "x0_formula"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,13 +125,29 @@ def count_steps(sampler: Sampler) -> int:
 
     Raises UsageError for PNDM's Runge-Kutta warm-up, whose evaluations are no equal parts of a run.
     """
-    levels = [row.sigma for row in sampler.rows]
-    repeats = sampler.order == 1 and len(levels) > 2 and levels[1] == levels[2]
-    if repeats and len(levels) > 4 and levels[3] == levels[4]:
+    repeats, warms_up = _repeated(sampler)
+    if warms_up:
         raise UsageError(
             f"{sampler.name}: warms up by Runge-Kutta steps, of which none can be left out: set skip_prk_steps"
         )
-    return -(-(len(levels) - repeats) // sampler.order)
+    return -(-(len(sampler.rows) - repeats) // sampler.order)
+
+
+def number_steps(sampler: Sampler) -> tuple[int, ...]:
+    """The step that each evaluation belongs to, counted from 0.
+
+    Of PNDM's Runge-Kutta warm-up, whose evaluations are no equal parts of a run, each counts as a step.
+    """
+    repeats, warms_up = _repeated(sampler)
+    shift = repeats and not warms_up
+    return tuple((i - (shift and i > 1)) // sampler.order for i in range(len(sampler.rows)))
+
+
+def _repeated(sampler: Sampler) -> tuple[bool, bool]:
+    """Whether the second level is taken twice (PNDM), and whether later ones are too (its warm-up)."""
+    levels = [row.sigma for row in sampler.rows]
+    repeats = sampler.order == 1 and len(levels) > 2 and levels[1] == levels[2]
+    return repeats, repeats and len(levels) > 4 and levels[3] == levels[4]
 
 
 def renoise(sampler: Sampler, i: int, x0: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

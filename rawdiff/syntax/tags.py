@@ -1,0 +1,66 @@
+"""<lora:name:0.8> in a prompt: asks for a LoRA, and is no part of the text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rawdiff.errors import UsageError
+from rawdiff.limits import is_name
+
+__all__ = ["Tag", "take_all_tags", "take_tags"]
+
+_TAG = re.compile(r"<lora:([^<>]*)>")
+_SCALE = re.compile(r"\s*[+-]?(?:[0-9]{1,9}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})\s*")
+
+
+class Tag(NamedTuple):
+    """The name of a LoRA that the model brings, and how much of it."""
+
+    name: str
+    scale: float
+
+
+def take_tags(text: str) -> tuple[str, tuple[Tag, ...]]:
+    """`text` without its tags, and those; raises UsageError for a tag that names none.
+
+    A space that would stand doubled, at the beginning or at the end goes with the tag.
+    """
+    found: list[Tag] = []
+    while True:  # what one tag kept apart may be another
+        match = _TAG.search(text)
+        if match is None:
+            return text, tuple(found)
+        found.append(_tag(match[0], match[1]))
+        before, after = text[: match.start()], text[match.end() :]
+        if before.endswith(" ") or not before:
+            after = after.removeprefix(" ")
+        text = (before if after else before.removesuffix(" ")) + after
+
+
+def take_all_tags(prompts: Sequence[str], negatives: Sequence[str]) -> tuple[list[str], tuple[Tag, ...]]:
+    """The same of the prompts of one run, which is drawn with one set of weights; raises UsageError for several."""
+    found = [take_tags(prompt) for prompt in prompts]
+    if any(tags != found[0][1] for _, tags in found):
+        raise UsageError(
+            "the prompts ask for different LoRAs: a run is drawn with the same; prepare them apart"
+        )
+    if any(take_tags(negative)[1] for negative in negatives):
+        raise UsageError(
+            "the negative prompt asks for a LoRA, which would serve both prompts: move it to the prompt"
+        )
+    return [text for text, _ in found], found[0][1]
+
+
+def _tag(whole: str, inner: str) -> Tag:
+    name, colon, scale = inner.partition(":")
+    name, shown = name.strip(), repr(whole[:80])
+    if not is_name(name):
+        raise UsageError(
+            f"{shown}: {name[:60]!r} is no name of a LoRA that a model brings; a file is given by its path, with "
+            "--lora PATH@scale"
+        )
+    if colon and _SCALE.fullmatch(scale) is None:
+        raise UsageError(f"{shown}: {scale[:60]!r} is no scale, such as 0.8; expected <lora:name:0.8>")
+    return Tag(name, float(scale) if colon else 1.0)

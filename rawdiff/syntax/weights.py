@@ -1,0 +1,95 @@
+"""Weights in a prompt: brackets read as stable-diffusion-webui 1.10 reads them.
+
+    (word)      weight 1.1, and brackets multiply: ((word)) has 1.21
+    (word:1.3)  weight 1.3
+    [word]      weight 1/1.1
+    \\( \\) \\[ \\] \\\\   the character itself; another backslash falls away
+    BREAK       what follows begins a new chunk
+
+A bracket that nobody closes holds to the end; one that nobody opened is text.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+__all__ = ["MAX_DEPTH", "WeightedText", "parse_weights"]
+
+MAX_DEPTH = 64
+"""Brackets that are nested deeper are text: the work stays in proportion to the prompt."""
+
+ROUND, SQUARE = 1.1, 1 / 1.1
+
+_PIECE = re.compile(
+    r"""
+    \\(?P<escaped>[()\[\]\\]?) |
+    :\s*(?P<weight>[+-]?(?:[0-9]{1,9}(?:\.[0-9]{0,9})?|\.[0-9]{1,9}))\s*\) |
+    (?P<bracket>[()\[\]]) |
+    (?P<text>[^\\()\[\]:]+|:)
+    """,
+    re.VERBOSE,
+)
+_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+
+
+class WeightedText(NamedTuple):
+    """A run of text, and how much it counts."""
+
+    text: str
+    weight: float
+
+
+class _Runs:
+    def __init__(self) -> None:
+        self.found: list[list[list[str | float]]] = [[]]  # sections of [text, weight]
+        self.all: list[list[str | float]] = []
+
+    def add(self, text: str) -> None:
+        run: list[str | float] = [text, 1.0]
+        self.found[-1].append(run)
+        self.all.append(run)
+
+    def weigh(self, start: int, factor: float) -> None:
+        for run in self.all[start:]:
+            run[1] *= factor  # type: ignore[operator]
+
+
+def parse_weights(text: str) -> tuple[tuple[WeightedText, ...], ...]:
+    """Runs of `text` with their weights, in sections that BREAK parts; always at least one section, maybe empty.
+
+    Neighbours of the same weight are one run, so that a word is a word though a bracket ends in it.
+    """
+    runs = _Runs()
+    opened: dict[str, list[int]] = {"(": [], "[": []}
+    for match in _PIECE.finditer(text):
+        bracket = match["bracket"]
+        if match["escaped"] is not None:
+            runs.add(match["escaped"])
+        elif match["weight"] is not None and opened["("]:
+            runs.weigh(opened["("].pop(), float(match["weight"]))
+        elif bracket in ("(", "[") and len(opened["("]) + len(opened["["]) < MAX_DEPTH:
+            opened[bracket].append(len(runs.all))
+        elif bracket == ")" and opened["("]:
+            runs.weigh(opened["("].pop(), ROUND)
+        elif bracket == "]" and opened["["]:
+            runs.weigh(opened["["].pop(), SQUARE)
+        else:
+            for k, part in enumerate(_BREAK.split(match[0])):
+                if k:
+                    runs.found.append([])
+                runs.add(part)
+    for kind, factor in (("(", ROUND), ("[", SQUARE)):
+        for start in opened[kind]:
+            runs.weigh(start, factor)
+    return tuple(tuple(_joined(section)) for section in runs.found)
+
+
+def _joined(section: list[list[str | float]]) -> list[WeightedText]:
+    parts: list[tuple[list[str], float]] = []
+    for text, weight in section:
+        if not parts or parts[-1][1] != weight:
+            parts.append(([], float(weight)))
+        parts[-1][0].append(str(text))
+    joined = (WeightedText("".join(texts), weight) for texts, weight in parts)
+    return [run for run in joined if run.text]
