@@ -72,11 +72,7 @@ RESUMED: dict[str, dict[str, Any]] = {
     "latents": {"latents": torch.ones(1, 4, 6, 5), "sampler": "euler a"},
     "schedule": {"timesteps": [901, 501, 301, 1], "steps": None, "sampler": "ddpm"},
     "eta": {"eta": 0.5},
-    "edited": {
-        "prompt": ["[red:blue:3] (cube:1.3)", "[red|on]"],
-        "syntax": "a1111",
-        "controls": [Control("depth", DEPTH)],
-    },
+    "edited": {**CONTROLLED, "prompt": ["[red:blue:3] (cube:1.3)", "[red|on]"], "syntax": "a1111"},
     "image": {"image": IMAGE, "strength": 0.6, "sampler": "dpm++ 2m sde karras"},
     "mask": {"image": IMAGE, "mask": MASK, "strength": 0.8, "sampler": "euler a"},
     "mask, not pasted": {"image": IMAGE, "mask": MASK, "paste": False},
