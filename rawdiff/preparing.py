@@ -102,9 +102,9 @@ def prepare(
 
     `loras` are paths (or names of the model's own), each alone or with its scale, [("style.safetensors", 0.8)], merged
     into the weights of the UNet that the run takes, and of the text encoder, for as long as it draws; `embeddings`
-    likewise, each alone or with its trigger. `syntax` is how prompts are read: "plain" (all of it is text, the rest of a
-    long one is cut), or "a1111": weights, BREAK, prompt editing, as many tokens as there are, and `<lora:name:0.8>` for
-    LoRAs that the model brings (see `rawdiff.syntax`).
+    likewise, each alone or with its trigger. `syntax` is how prompts are read: "plain" (all is text, the rest of
+    a long one is cut), or "a1111": weights, BREAK, prompt editing, as many tokens as there are, and `<lora:name:0.8>`
+    for LoRAs that the model brings (see `rawdiff.syntax`).
 
     `exact` says which work is done once instead of at each step (all of it, and no picture changes by more than
     rounding). What `watch` names is kept of each step; with () nothing is, and a Step is stale once the run has gone

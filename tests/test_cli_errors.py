@@ -93,7 +93,7 @@ def refused(done: Result, code: int, words: str) -> None:
         (["--out", "folder", "--overwrite"], "overwrite: goes with --out FILE.png"),
         (["--out", ""], "out ''"),
         (["--model", ""], "model ''"),
-        (["--model", "nosuchmodel"], "'nosuchmodel' is no folder here and no alias"),
+        (["--model", "nosuchmodel"], "'nosuchmodel' is no file and no folder here and no alias"),
         (["--colour", "red"], "No such option: --colour"),
         (["--prompt"], "Option '--prompt' requires an argument"),
         (["extra"], "unexpected extra argument"),

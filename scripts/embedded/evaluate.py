@@ -37,22 +37,25 @@ BOUNDS = {
     "exactly the asked colours": (0.75, None),
 }
 
+CHUNK = 16  # pictures measured at a time
 ROWS = ("with depth", "depth left out", "shuffled prompts")
 
 
 def scores(picture: Tensor, scenes: Scenes, ids: Tensor) -> dict[str, float]:
     """Every metric of one set of pictures [B,3,H,W] in 0..1."""
-    reading = metrics.read_colours(picture)
-    right, counted = metrics.score_colours(reading, scenes, ids)
-    sky, floor = metrics.score_surroundings(picture, scenes, ids)
-    return {
-        "sky and floor": float((sky & floor).float().mean()),
-        "sky": float(sky.float().mean()),
-        "floor": float(floor.float().mean()),
-        "object colour": right / counted,
-        "silhouette IoU": float(metrics.score_silhouette(reading, ids).mean()),
-        "exactly the asked colours": float(metrics.score_exact_colours(reading, scenes).float().mean()),
-    }
+    right = counted = 0
+    each: list[Tensor] = []
+    for at in range(0, len(scenes), CHUNK):
+        part, own, seen = scenes[at : at + CHUNK], ids[at : at + CHUNK], picture[at : at + CHUNK]
+        reading = metrics.read_colours(seen)
+        sky, floor = metrics.score_surroundings(seen, part, own)
+        r, c = metrics.score_colours(reading, part, own)
+        right, counted = right + r, counted + c
+        iou, exact = metrics.score_silhouette(reading, own), metrics.score_exact_colours(reading, part)
+        each.append(torch.stack([v.double() for v in (sky & floor, sky, floor, iou, exact)]))
+    names = ("sky and floor", "sky", "floor", "silhouette IoU", "exactly the asked colours")
+    means = torch.cat(each, 1).mean(1).tolist()
+    return dict(zip(names, means, strict=True)) | {"object colour": right / counted}
 
 
 def true_renders(scenes: Scenes, size: tuple[int, int]) -> Renders:
