@@ -381,7 +381,7 @@ def test_memory_that_gives_out(model: Model, place: str, case: str, monkeypatch:
 
     run = prepared(model, depth=DEPTH, size=(48, 32))
 
-    def give_out(*_: Any) -> None:
+    def give_out(*_: Any, **__: Any) -> None:
         raise GAVE_OUT[case]
 
     function = {"unet": "decode", "vae": "decode", "text": "encode", "hints": "embed_hint"}[place]
