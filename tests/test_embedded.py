@@ -143,10 +143,10 @@ def test_objects_stand_where_the_depth_map_has_them_in_the_asked_colours(
     alone = metrics.read_colours(paint(model, prompts, None))
     others = metrics.read_colours(paint(model, prompts[1:] + prompts[:1], true.disparity))
     chance, asked = metrics.score_colours(others, scenes, true.ids)
-    assert right / counted >= 0.7
+    assert right / counted >= 0.85
     assert right / counted > 2 * chance / asked
-    assert iou >= 0.7
-    assert float((sky & floor).float().mean()) >= 0.7
+    assert iou >= 0.85
+    assert float((sky & floor).float().mean()) >= 0.9
     assert float(metrics.score_silhouette(alone, true.ids).mean()) < 0.6 * iou
 
 
