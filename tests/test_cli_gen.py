@@ -397,7 +397,7 @@ def test_the_time_a_person_takes_is_none_of_ours(here: Path, monkeypatch: pytest
 def test_hints_and_words_are_made_once_for_all_pictures(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     depth_map(here / "d.png", (64, 64))
     made: list[str] = []
-    for name in ("make_hints", "encode_prompts"):
+    for name in ("make_hints", "encode_texts"):
         own = getattr(preparing, name)
         monkeypatch.setattr(
             preparing,
@@ -407,7 +407,7 @@ def test_hints_and_words_are_made_once_for_all_pictures(here: Path, monkeypatch:
     words = ("gen", "-p", "x", *QUICK, "--depth", "d.png", "--seed", "5", "--count", "5", "--batch", "2")
     together = rawdiff(*words).ok()
     assert made.count("make_hints") == 2  # for two at once, and for the one that is left
-    assert made.count("encode_prompts") == 4
+    assert made.count("encode_texts") == 2
     [alone] = rawdiff("gen", "-p", "x", *QUICK, "--depth", "d.png", "--seed", "7").ok().lines
     assert np.abs(pixels(alone).astype(int) - pixels(together.lines[2])).max() <= 1
     assert together.err.count("depth from d.png") == 1
