@@ -1,20 +1,14 @@
-"""Pictures to latents, once more in fp32 where half precision gives NaN, in tiles where memory is short."""
+"""Pictures to latents."""
 
 from __future__ import annotations
 
-import copy
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rawdiff.errors import NonFiniteError
-from rawdiff.geometry import format_size
+from rawdiff.autoencoder import ENCODE, run_vae
 from rawdiff.graphs import EAGER, Runner
-from rawdiff.in_tiles import whole_or_tiled
-from rawdiff.nets import tiles
-from rawdiff.nets.calls import EncodePicture
-from rawdiff.nets.memory import telling_out_of_memory
 from rawdiff.probes import NO_PROBE, ProbeLike
 from rawdiff.say import Say, say_on_stderr
 
@@ -47,17 +41,6 @@ def encode(
     tiles, and said, for that is approximate. NonFiniteError, ResourceError if that does not help.
     """
     size = picture.shape[2], picture.shape[3]
-    way: dict[str, Any] = {"tiling": tiles.encode_tiled, "size": size, "verb": "encoding", "say": say}
-    runner.stage([vae])
-    weight = vae.encoder.conv_in.weight
-    device, dtype = weight.device, weight.dtype
-    with probe("vae encode"), telling_out_of_memory(f"the VAE, encoding {format_size(size)}", device):
-        result = whole_or_tiled(EncodePicture(vae), given=picture.to(device, dtype), runner=runner, **way)
-        if dtype != torch.float32 and not bool(torch.isfinite(result).all()):
-            say(f"the VAE gave NaN in {str(dtype).removeprefix('torch.')}: encoding once more in fp32")
-            exact, wide = EncodePicture(copy.deepcopy(vae).float()), picture.to(device, torch.float32)
-            result = whole_or_tiled(exact, given=wide, runner=EAGER, tiled=runner.frugal, **way)
-    if not bool(torch.isfinite(result).all()):
-        raise NonFiniteError("NaN or Inf in the encoded picture: the VAE's weights are broken")
-    mean, spread = result.to(torch.promote_types(dtype, torch.float32)).chunk(2, dim=1)
+    result = run_vae(ENCODE, vae, picture, size, runner=runner, say=say, probe=probe)
+    mean, spread = result.to(torch.promote_types(vae.dtype, torch.float32)).chunk(2, dim=1)
     return Posterior(mean, spread)

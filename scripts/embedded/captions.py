@@ -10,7 +10,7 @@ import random
 from scripts.embedded.palette import COLOURS, FLOORS, SHAPES, SKIES
 from scripts.embedded.world import Scenes
 
-__all__ = ["caption", "captions"]
+__all__ = ["caption", "captions", "shuffled"]
 
 SHAPE_WORDS = {
     "sphere": ("sphere", "sphere", "ball"),
@@ -97,3 +97,8 @@ def captions(scenes: Scenes, seed: int) -> list[str]:
     """A caption for every scene; a function of the scenes and `seed` alone."""
     rng = random.Random(seed)
     return [caption(scenes, index, rng) for index in range(len(scenes))]
+
+
+def shuffled(prompts: list[str]) -> list[str]:
+    """The prompts, each given to the scene before its own."""
+    return [*prompts[1:], *prompts[:1]]

@@ -9,31 +9,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scripts.embedded import metrics
-from scripts.embedded.captions import caption
+from scripts.embedded.captions import caption, shuffled
 from scripts.embedded.inversion import WORD, lime_scenes
 from scripts.embedded.judges import CLASSES, judge, load_judge
 from scripts.embedded.looks import LOOKS, draw
-from scripts.embedded.painting import Painter
+from scripts.embedded.painting import Painter, pixels, round_trip, true_renders
 from scripts.embedded.palette import COLOURS
 from scripts.embedded.steering import NATIVE, Row, Study, scene, silhouettes
-from scripts.embedded.world import render
 
 __all__ = ["STUDIES"]
 
 GROW = 5  # pixels by which a mask reaches beyond its object
 FAR = 12  # and by which what is compared outside stays away from the mask
 SCALES = (0.0, 0.5, 1.0)
-
-
-def _round_trip(paint: Painter, picture: Tensor) -> Tensor:
-    """The VAE's posterior mode decoded again, [B,3,H,W] in 0..1."""
-    vae = paint.model.vae
-    kind = next(vae.parameters())
-    with torch.no_grad():
-        done = [
-            vae.decode(vae.encode(p[None].to(kind) * 2 - 1).latent_dist.mode()).sample[0] for p in picture
-        ]
-    return (torch.stack(done).float().cpu() * 0.5 + 0.5).clamp(0, 1)
 
 
 def _grown(mask: Tensor, pixels: int) -> Tensor:
@@ -57,7 +45,7 @@ def inpaint(paint: Painter, count: int, seed: int) -> list[Row]:
     prompts = [caption(changed, b, rng) for b in range(count)]
     mask = _grown(held.true.ids == torch.tensor(chosen)[:, None, None], GROW)
     away = ~_grown(mask, FAR)[:, None].expand(-1, 3, -1, -1)
-    decoded = _round_trip(paint, held.true.picture)
+    decoded = round_trip(paint.model.vae, held.true.picture)
 
     def row(name: str, picture: Tensor) -> Row:
         reading = metrics.read_colours(picture)
@@ -76,16 +64,16 @@ def inpaint(paint: Painter, count: int, seed: int) -> list[Row]:
             picture,
         )
 
-    images = [(p.permute(1, 2, 0) * 255).round().byte().numpy() for p in held.true.picture]
-    masks = [m.float() for m in mask]
-    given = {"image": images, "mask": masks, "paste": False}
-    parts = [render(changed[b : b + 1], NATIVE).picture for b in range(count)]
-    shuffled = [*prompts[-1:], *prompts[:-1]]
+    images = [pixels(p) for p in held.true.picture]
+    given = {"image": images, "mask": [m.float() for m in mask], "paste": False}
     return [
         row("the original", held.true.picture),
-        row("true renders of what is asked", torch.cat(parts)),
+        row("true renders of what is asked", true_renders(changed, NATIVE).picture),
         row("inpainted", paint(prompts, NATIVE, "inpainted", **given)),
-        row("inpainted, shuffled prompts", paint(shuffled, NATIVE, "inpainted, shuffled prompts", **given)),
+        row(
+            "inpainted, shuffled prompts",
+            paint(shuffled(prompts), NATIVE, "inpainted, shuffled prompts", **given),
+        ),
         row("neither picture nor mask", paint(prompts, NATIVE, "neither picture nor mask")),
     ]
 
@@ -113,8 +101,8 @@ def lora(paint: Painter, count: int, seed: int) -> list[Row]:
 
 def embedding(paint: Painter, count: int, seed: int) -> list[Row]:
     """Prompts that name the learned colour, with its embedding and without: is the object nearest to that colour?"""
-    scenes, true, prompts = lime_scenes(count, seed)
-    _, calibration, _ = lime_scenes(60, 660_777)
+    true, prompts = lime_scenes(count, seed)
+    calibration = lime_scenes(60, 660_777)[0].picture
     hues = [_hue(calibration, metrics.read_colours(calibration).solid).mean(0)]
     hues += [torch.stack([h.cos(), h.sin()]) for h in metrics.colour_hues()]
     known = F.normalize(torch.stack(hues), dim=1)
@@ -126,9 +114,9 @@ def embedding(paint: Painter, count: int, seed: int) -> list[Row]:
         )
 
     other = [p.replace(WORD, "yellow") for p in prompts]
-    depth = [render(scenes[k : k + 1], NATIVE, 1).disparity[0, 0] for k in range(len(scenes))]
+    depth = list(true.disparity[:, 0])
     return [
-        row("true renders", true),
+        row("true renders", true.picture),
         row(
             "with the embedding",
             paint(prompts, NATIVE, "with the embedding", embeddings=(WORD,), depth=depth),

@@ -17,15 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import rawdiff
 from rawdiff.geometry import format_size, parse_size
 from scripts.embedded import metrics
-from scripts.embedded.captions import captions
-from scripts.embedded.painting import Painter
+from scripts.embedded.captions import captions, shuffled
+from scripts.embedded.painting import Painter, round_trip, true_renders
 from scripts.embedded.training import default_device, sheet
-from scripts.embedded.world import Renders, Scenes, render, sample_scenes
+from scripts.embedded.world import sample_scenes
 
 UNSEEN_SEED = 770_000
 BOUNDS = {
@@ -37,39 +36,7 @@ BOUNDS = {
     "exactly the asked colours": (0.75, None),
 }
 
-CHUNK = 16  # pictures measured at a time
 ROWS = ("with depth", "depth left out", "shuffled prompts")
-
-
-def scores(picture: Tensor, scenes: Scenes, ids: Tensor) -> dict[str, float]:
-    """Every metric of one set of pictures [B,3,H,W] in 0..1."""
-    right = counted = 0
-    each: list[Tensor] = []
-    for at in range(0, len(scenes), CHUNK):
-        part, own, seen = scenes[at : at + CHUNK], ids[at : at + CHUNK], picture[at : at + CHUNK]
-        reading = metrics.read_colours(seen)
-        sky, floor = metrics.score_surroundings(seen, part, own)
-        r, c = metrics.score_colours(reading, part, own)
-        right, counted = right + r, counted + c
-        iou, exact = metrics.score_silhouette(reading, own), metrics.score_exact_colours(reading, part)
-        each.append(torch.stack([v.double() for v in (sky & floor, sky, floor, iou, exact)]))
-    names = ("sky and floor", "sky", "floor", "silhouette IoU", "exactly the asked colours")
-    means = torch.cat(each, 1).mean(1).tolist()
-    return dict(zip(names, means, strict=True)) | {"object colour": right / counted}
-
-
-def true_renders(scenes: Scenes, size: tuple[int, int]) -> Renders:
-    parts = [render(scenes[k : k + 1], size) for k in range(len(scenes))]
-    names = ("picture", "disparity", "normal", "ids")
-    return Renders(*(torch.cat([getattr(p, n) for p in parts]) for n in names))
-
-
-@torch.no_grad()
-def round_trip(vae: Any, picture: Tensor) -> Tensor:
-    """The VAE's posterior mode decoded again, [B,3,H,W] in 0..1."""
-    kind = next(vae.parameters())
-    done = [vae.decode(vae.encode(p[None].to(kind) * 2 - 1).latent_dist.mode()).sample[0] for p in picture]
-    return (torch.stack(done).float().cpu() * 0.5 + 0.5).clamp(0, 1)
 
 
 def evaluate(
@@ -83,18 +50,17 @@ def evaluate(
     decoded = round_trip(model.vae, true.picture)
     name = format_size(size)
     rows = {
-        "true renders": scores(true.picture, scenes, true.ids),
-        "their VAE round trip": scores(decoded, scenes, true.ids)
+        "true renders": metrics.scores(true.picture, scenes, true.ids),
+        "their VAE round trip": metrics.scores(decoded, scenes, true.ids)
         | {
             "VAE whole, dB": metrics.psnr(true.picture, decoded),
             "VAE inside objects, dB": metrics.psnr_inside(true.picture, decoded, true.ids),
         },
     }
-    order = [(k + 1) % count for k in range(count)]
     given = {
         "with depth": (prompts, true.disparity),
         "depth left out": (prompts, None),
-        "shuffled prompts": ([prompts[k] for k in order], true.disparity),
+        "shuffled prompts": (shuffled(prompts), true.disparity),
     }
     columns = min(6, count)
     shown = [true.picture[:columns]]
@@ -102,7 +68,7 @@ def evaluate(
         texts, disparity = given[row]
         maps = None if disparity is None else list(disparity[:, 0])
         made = paint(texts, size, f"{name} {row}", depth=maps)
-        rows[row] = scores(made, scenes, true.ids)
+        rows[row] = metrics.scores(made, scenes, true.ids)
         shown.append(made[:columns])
     if out is not None:
         sheet(torch.cat(shown), columns, out / f"sheet-{name}.png", 1)

@@ -13,7 +13,6 @@ import argparse
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +22,10 @@ from scripts.embedded.captions import caption
 from scripts.embedded.data import load_vae
 from scripts.embedded.fit import add_arguments, begin, fit
 from scripts.embedded.folder import load_committed, write_index
+from scripts.embedded.painting import true_renders
 from scripts.embedded.palette import COLOUR_RGB, COLOURS
 from scripts.embedded.text import load_tokenizer
-from scripts.embedded.training import Progress
-from scripts.embedded.world import render, sample_scenes
+from scripts.embedded.world import Renders, sample_scenes, single
 
 __all__ = ["LIME", "WORD", "lime_scenes", "write_embedding"]
 
@@ -37,23 +36,17 @@ STAND_IN = "yellow"
 """The colour whose word the new one takes the place of in captions, and from whose row it starts."""
 
 
-def lime_scenes(count: int, seed: int) -> tuple[Any, Tensor, list[str]]:
-    """Scenes of one object, pictures [N,3,128,128] in 0..1 that show it in lime, captions that say `lime`."""
-    scenes = sample_scenes(count * 5, seed, (128, 128))
-    scenes = scenes[((scenes.kind >= 0).sum(1) == 1).nonzero().flatten()[:count]]
+def lime_scenes(count: int, seed: int) -> tuple[Renders, list[str]]:
+    """Scenes of one object in lime, as 128x128 renders, and captions that say `lime`."""
+    scenes = single(sample_scenes(count * 5, seed, (128, 128)))[:count]
     scenes.colour[:] = COLOURS.index(STAND_IN)
-    progress = Progress("scenes in lime", 1e9)
-    pictures = []
-    for k in range(len(scenes)):
-        pictures.append(render(scenes[k : k + 1], (128, 128), colours=COLOUR_RGB | {STAND_IN: LIME}).picture)
-        progress.step(k, torch.tensor(k / len(scenes)))
     rng = random.Random(seed)
     texts = [caption(scenes, k, rng).replace(STAND_IN, WORD) for k in range(len(scenes))]
-    return scenes, torch.cat(pictures), texts
+    return true_renders(scenes, (128, 128), COLOUR_RGB | {STAND_IN: LIME}), texts
 
 
 class Word(nn.Module):
-    """The new word's vectors; called on token ids [B,77] of captions it returns their embeddings' rows."""
+    """The new word's vectors [VECTORS,width]."""
 
     def __init__(self, table: Tensor, start: int) -> None:
         super().__init__()
@@ -91,8 +84,8 @@ def main() -> None:
     text = modules["text_encoder"]
     text.resize_token_embeddings(len(tokenizer))
     embedding = text.get_input_embeddings()
-    (start,) = tokenizer(STAND_IN, add_special_tokens=False).input_ids
-    word = Word(embedding.weight.detach(), start).to(device)
+    (stand_in,) = tokenizer(STAND_IN, add_special_tokens=False).input_ids
+    word = Word(embedding.weight.detach(), stand_in).to(device)
     first = len(tokenizer) - VECTORS
 
     def learn(layer: nn.Module, given: tuple[Tensor, ...], rows: Tensor) -> Tensor:
@@ -103,12 +96,12 @@ def main() -> None:
 
     embedding.register_forward_hook(learn)
 
-    def start_(seed: int) -> Callable[[int], tuple[Tensor, int]]:
-        _, pictures, texts = lime_scenes(args.count, 660_001)
+    def start(seed: int) -> Callable[[int], tuple[Tensor, int]]:
+        true, texts = lime_scenes(args.count, 660_001)
         vae = load_vae(device)
         with torch.no_grad():
             latents = torch.cat(
-                [vae.encode(p.to(device) * 2 - 1).latent_dist.mode() for p in pictures.split(8)]
+                [vae.encode(p.to(device) * 2 - 1).latent_dist.mode() for p in true.picture.split(8)]
             )
         latents = latents * vae.config.scaling_factor
         tokens = tokenizer(
@@ -131,7 +124,7 @@ def main() -> None:
         write_embedding(held["word"], folder)
         write_index(folder)
 
-    fit(WORD, {"word": word}, start_, args, team, write=write)
+    fit(WORD, {"word": word}, start, args, team, write=write)
 
 
 if __name__ == "__main__":

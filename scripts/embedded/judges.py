@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from scripts.embedded.looks import LOOKS, draw
 from scripts.embedded.palette import SHAPES
 from scripts.embedded.training import Progress, default_device, load_state, save_state, work_folder
-from scripts.embedded.world import Scenes, render, sample_scenes
+from scripts.embedded.world import render, sample_scenes, single
 
 __all__ = ["CLASSES", "judge", "load_judge"]
 
@@ -52,15 +52,10 @@ class Judge(nn.Module):
         return self.head(self.layers(x * 2 - 1).flatten(1))
 
 
-def _single(scenes: Scenes) -> Scenes:
-    """The scenes that hold one object."""
-    return scenes[((scenes.kind >= 0).sum(1) == 1).nonzero().flatten()]
-
-
 def examples(kind: str, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Pictures [N,3,64,64] in 0..1 and their classes [N], N at most `count`."""
     scenes = sample_scenes(count * 4 if kind == "shape" else count, seed, (128, 128))
-    scenes = _single(scenes)[:count] if kind == "shape" else scenes
+    scenes = single(scenes)[:count] if kind == "shape" else scenes
     pictures, truth = [], []
     progress = Progress(f"examples for {kind}", 1e9)
     for k in range(len(scenes)):

@@ -27,10 +27,12 @@ __all__ = [
     "score_colours",
     "score_silhouette",
     "score_surroundings",
+    "scores",
 ]
 
 GROUND = 0.07  # the colourfulness of what is not an object, at most about this
 CALIBRATION_SEED = 990_001
+CHUNK = 16  # pictures measured at a time
 PRESENT = 0.004  # a colour is in a picture if it covers at least this share of it
 NOT_ASKED = 0.01  # a colour that was not asked for counts as an error from this share on
 
@@ -159,3 +161,20 @@ def psnr_inside(a: Tensor, b: Tensor, ids: Tensor) -> float:
     """The same over the objects' pixels alone."""
     inside = (ids < MAX_OBJECTS)[:, None].expand_as(a)
     return float(-10 * torch.log10((a - b)[inside].square().mean()))
+
+
+def scores(picture: Tensor, scenes: Scenes, ids: Tensor) -> dict[str, float]:
+    """Every metric of one set of pictures [B,3,H,W] in 0..1."""
+    right = counted = 0
+    each: list[Tensor] = []
+    for at in range(0, len(scenes), CHUNK):
+        part, own, seen = scenes[at : at + CHUNK], ids[at : at + CHUNK], picture[at : at + CHUNK]
+        reading = read_colours(seen)
+        sky, floor = score_surroundings(seen, part, own)
+        r, c = score_colours(reading, part, own)
+        right, counted = right + r, counted + c
+        iou, exact = score_silhouette(reading, own), score_exact_colours(reading, part)
+        each.append(torch.stack([v.double() for v in (sky & floor, sky, floor, iou, exact)]))
+    names = ("sky and floor", "sky", "floor", "silhouette IoU", "exactly the asked colours")
+    means = torch.cat(each, 1).mean(1).tolist()
+    return dict(zip(names, means, strict=True)) | {"object colour": right / counted}

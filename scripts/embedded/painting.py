@@ -1,16 +1,45 @@
-"""Pictures from the embedded model for measuring: one run after another, each with its own seed."""
+"""Pictures for measuring: true renders, their way through the VAE, and the embedded model's, each with its own seed."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Painter"]
+from scripts.embedded.palette import COLOUR_RGB
+from scripts.embedded.world import Renders, Scenes, render
+
+__all__ = ["Painter", "pixels", "round_trip", "true_renders"]
+
+
+def true_renders(
+    scenes: Scenes,
+    size: tuple[int, int],
+    colours: Mapping[str, tuple[float, float, float]] = COLOUR_RGB,
+) -> Renders:
+    """The scenes as the world draws them at `size` (height, width), one at a time."""
+    parts = [render(scenes[k : k + 1], size, colours=colours) for k in range(len(scenes))]
+    return Renders(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Renders)))
+
+
+@torch.no_grad()
+def round_trip(vae: Any, picture: Tensor) -> Tensor:
+    """The VAE's posterior mode decoded again, [B,3,H,W] in 0..1."""
+    kind = next(vae.parameters())
+    done = [vae.decode(vae.encode(p[None].to(kind) * 2 - 1).latent_dist.mode()).sample[0] for p in picture]
+    return (torch.stack(done).float().cpu() * 0.5 + 0.5).clamp(0, 1)
+
+
+def pixels(picture: Tensor) -> NDArray[np.uint8]:
+    """A picture [3,H,W] in 0..1 as a user has it, [H,W,3] of 8 bits."""
+    return (picture.permute(1, 2, 0) * 255).round().byte().numpy()
 
 
 class Painter:

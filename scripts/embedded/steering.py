@@ -15,17 +15,19 @@ from torch import Tensor
 from rawdiff import Control
 from rawdiff.geometry import parse_size
 from scripts.embedded import metrics
-from scripts.embedded.captions import captions
+from scripts.embedded.captions import captions, shuffled
 from scripts.embedded.judges import judge, load_judge
-from scripts.embedded.painting import Painter
+from scripts.embedded.painting import Painter, pixels, true_renders
 from scripts.embedded.palette import COLOURS, oklab
-from scripts.embedded.world import Renders, Scenes, render, sample_scenes
+from scripts.embedded.world import Renders, Scenes, sample_scenes
+from scripts.embedded.world import single as single_object
 
 __all__ = ["STUDIES", "Row", "Scene", "Study", "scene", "silhouettes"]
 
 NATIVE = (128, 128)
 SCALES = (1.0, 4.0, 8.0, 20.0)
 THIRD = 1 / 3
+OUTLINES = ("silhouette IoU", "object colour")
 SIZES = [(text, False) for text in ("112x144", "128x128", "144x112", "168x96", "256x256", "384x256")] + [
     (text, True) for text in ("128x128", "168x96", "256x256", "384x256", "512x768", "768x512", "1024x384")
 ]
@@ -56,30 +58,19 @@ class Scene:
     def maps(self) -> list[Tensor]:
         return list(self.true.disparity[:, 0])
 
-    def shuffled(self) -> list[str]:
-        """The prompts, each given to the scene after its own."""
-        return [*self.prompts[-1:], *self.prompts[:-1]]
-
 
 def scene(count: int, seed: int, single: bool = False, size: tuple[int, int] = NATIVE) -> Scene:
     """`count` scenes of `seed` framed for `size` (height, width); with `single` those that hold one object only."""
     scenes = sample_scenes(count * 6 if single else count, seed, size)
     if single:
-        scenes = scenes[((scenes.kind >= 0).sum(1) == 1).nonzero().flatten()[:count]]
-    parts = [render(scenes[k : k + 1], size) for k in range(len(scenes))]
-    names = ("picture", "disparity", "normal", "ids")
-    true = Renders(*(torch.cat([getattr(p, n) for p in parts]) for n in names))
-    return Scene(scenes, captions(scenes, seed), true)
+        scenes = single_object(scenes)[:count]
+    return Scene(scenes, captions(scenes, seed), true_renders(scenes, size))
 
 
 def silhouettes(picture: Tensor, held: Scene) -> dict[str, float]:
     """Colour and outline of pictures [B,3,H,W] against their scenes."""
-    reading = metrics.read_colours(picture)
-    right, counted = metrics.score_colours(reading, held.scenes, held.true.ids)
-    return {
-        "silhouette IoU": float(metrics.score_silhouette(reading, held.true.ids).mean()),
-        "object colour": right / counted,
-    }
+    found = metrics.scores(picture, held.scenes, held.true.ids)
+    return {name: found[name] for name in OUTLINES}
 
 
 def shape(paint: Painter, count: int, seed: int) -> list[Row]:
@@ -97,15 +88,14 @@ def shape(paint: Painter, count: int, seed: int) -> list[Row]:
         Row("classifier, renders held out", {"shape recognised": held_out}),
         row("true renders", held.true.picture),
         row("text alone", paint(held.prompts, NATIVE, "shape: text alone")),
-        row("shuffled prompts", paint(held.shuffled(), NATIVE, "shape: shuffled prompts")),
+        row("shuffled prompts", paint(shuffled(held.prompts), NATIVE, "shape: shuffled prompts")),
     ]
 
 
 def _control(kind: str, held: Scene, k: int, weight: float = 1.0) -> Control:
     """The hint of `kind` as a user has it made: normals from the depth map, edges from the picture."""
     if kind == "canny":
-        picture = (held.true.picture[k].permute(1, 2, 0) * 255).round().byte().numpy()
-        return Control(kind, picture, weight, derive=True)
+        return Control(kind, pixels(held.true.picture[k]), weight, derive=True)
     return Control(kind, held.true.disparity[k, 0], weight, derive=kind == "normal")
 
 
@@ -131,7 +121,7 @@ def outlines(paint: Painter, count: int, seed: int) -> list[Row]:
     add("depth alone", {"depth": 1.0})
     for kind in ("canny", "normal"):
         add(f"{kind} alone", {kind: 1.0})
-        add(f"{kind} alone, shuffled prompts", {kind: 1.0}, held.shuffled())
+        add(f"{kind} alone, shuffled prompts", {kind: 1.0}, shuffled(held.prompts))
     thirds = {"depth": THIRD, "normal": THIRD, "canny": THIRD}
     together = add("three nets, a third each", thirds)
     for kind in thirds:
@@ -210,17 +200,12 @@ def sizes(paint: Painter, count: int, seed: int) -> list[Row]:
         name = f"{text}, {'with depth' if depth else 'text alone'}, {number} scenes"
         picture = paint(held.prompts, size, name, **({"depth": held.maps()} if depth else {}))
         reading = metrics.read_colours(picture)
-        sky, floor = metrics.score_surroundings(picture, held.scenes, held.true.ids)
         asked = (held.scenes.kind >= 0).sum(1)
         seen = torch.tensor([_parts(solid) for solid in reading.solid])
-        values = {
-            "sky and floor": float((sky & floor).float().mean()),
-            "exactly the asked colours": float(
-                metrics.score_exact_colours(reading, held.scenes).float().mean()
-            ),
-            "more patches than objects": float((seen > asked).float().mean()),
-        }
-        rows.append(Row(name, values | (silhouettes(picture, held) if depth else {})))
+        found = metrics.scores(picture, held.scenes, held.true.ids)
+        names = ("sky and floor", "exactly the asked colours", *(OUTLINES if depth else ()))
+        values = {"more patches than objects": float((seen > asked).float().mean())}
+        rows.append(Row(name, values | {column: found[column] for column in names}))
     return rows
 
 

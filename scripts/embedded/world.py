@@ -18,7 +18,7 @@ from torch import Tensor
 
 from scripts.embedded.palette import COLOUR_RGB, COLOURS, FLOORS, SHAPES, SKIES, SKY_LIGHT
 
-__all__ = ["MAX_OBJECTS", "Renders", "Scenes", "render", "sample_scenes"]
+__all__ = ["MAX_OBJECTS", "Renders", "Scenes", "render", "sample_scenes", "single"]
 
 MAX_OBJECTS = 3
 FAR = 1e6
@@ -123,6 +123,11 @@ def sample_scenes(count: int, seed: int, size: tuple[int, int] = (128, 128), rep
         ),
         shift=_uniform(g, count, 2, low=-40, high=40),
     )
+
+
+def single(scenes: Scenes) -> Scenes:
+    """Those that hold one object."""
+    return scenes[((scenes.kind >= 0).sum(1) == 1).nonzero().flatten()]
 
 
 def _place(
