@@ -6,7 +6,9 @@
 
 Native: v prediction, 10% empty captions. Mixed: the ControlNet starts as a copy of the UNet's encoder and
 learns beside it: it is shown to most of the pictures, the others are trained without, so that the UNet stays whole by
-itself; where the map is shown, errors inside the objects count more. Captions are drawn anew each time; pictures
+itself; where the map is shown, or the noise low enough to see them, errors inside the objects count more. The text
+encoder is asked about captions all along (see `words`): else it merges again what pictures tell apart late, as a cube
+and a cylinder, and no picture by text alone has the shape it was asked for. Captions are drawn anew each time; pictures
 are mirrored half of the time, captions and all. Every tenth of the way a checkpoint and a snapshot of the averaged
 weights in the diffusers layout go to the work folder, and a sheet of samples every third time.
 With `torchrun --nproc-per-node 2` two processes of one thread share the work (see training.Team).
@@ -29,6 +31,7 @@ from scripts.embedded.fit import add_arguments, begin, fit
 from scripts.embedded.folder import SCHEDULE, load_committed
 from scripts.embedded.text import WIDTH, build_text_encoder, load_tokenizer
 from scripts.embedded.training import ASSETS, work_folder
+from scripts.embedded.words import Captions, Questions, losses
 
 UNET = {
     "sample_size": 16,
@@ -50,6 +53,8 @@ OFFSET = 0.4  # noise with a mean of its own, so that whether it is night is rea
 EARLY = 0.4  # the share of timesteps from the noisiest tenth, where the words decide the whole
 HINTED = 0.65  # the share of pictures whose depth map is shown, once the ControlNet learns
 INSIDE = 2.0  # how much more an error inside an object counts, where the map says which latents those are
+FOUND = 700  # below this timestep one sees where an object is: its errors may count more without a map too
+ASKED = 16  # captions about which the text encoder is asked at each step
 SHORT = 512  # up to so many keys plain attention is faster to train on a CPU than the fused kernel
 
 # bank, share of the steps, batch: every step costs about as much
@@ -153,19 +158,20 @@ class Objective:
         x = a.sqrt() * x0 + (1 - a).sqrt() * eps
         context = self.modules["text_encoder"](tokens).last_hidden_state
         residuals: dict[str, object] = {}
-        weight = torch.ones_like(inside)
+        known = t < FOUND
         if hint is not None:
             shown = len(hint)
+            known[:shown] = True
             down, mid = self.modules[self.net](x[:shown], t[:shown], context[:shown], hint, return_dict=False)
             rest = (0, 0, 0, 0, 0, 0, 0, count - shown)
             residuals = {
                 "down_block_additional_residuals": [F.pad(r, rest) for r in down],
                 "mid_block_additional_residual": F.pad(mid, rest),
             }
-            weight[:shown] += INSIDE * inside[:shown]
         if given is not None:
             x = torch.cat([x, given], dim=1)
-            weight += INSIDE * inside
+            known[:] = True
+        weight = 1 + INSIDE * inside * known.view(-1, 1, 1, 1)
         out = self.modules["unet"](x, t, context, **residuals).sample
         v = a.sqrt() * eps - (1 - a).sqrt() * x0
         return (weight * (out.float() - v).square()).mean()
@@ -179,6 +185,9 @@ def main() -> None:
     add_arguments(parser, minutes=40, rate=1.5e-3)
     parser.add_argument("--from", dest="source", type=Path, help="start from this model folder's weights")
     parser.add_argument("--words", action="store_true", help="with the text encoder that `words` taught")
+    parser.add_argument(
+        "--ask", type=float, default=0.1, help="how much the questions about captions count (see words)"
+    )
     parser.add_argument("--hinted", type=float, default=HINTED, help="the share of pictures with their map")
     parser.add_argument("--early", type=float, default=EARLY, help="the share of the noisiest timesteps")
     parser.add_argument("--native", type=float, default=MIXED[0][1], help="the share of 128x128 in the mix")
@@ -193,21 +202,26 @@ def main() -> None:
             modules["controlnet_depth"] = new_net(modules["unet"])
     if args.words:
         load_committed({"text_encoder": modules["text_encoder"]}, work_folder() / "words")
+    questions = Questions().to(device)
     live = {name: m.to(device).train() for name, m in modules.items() if mixed or name != "controlnet_depth"}
 
     def start(seed: int) -> Callable[[int], tuple[Tensor, int]]:
         plan = mix(args.native) if mixed else NATIVE
         batches = Batches(plan, load_vae(device), load_tokenizer(), device, seed, team.rank)
         objective = Objective(live, device, early=args.early)
+        told = Captions(seed * 64 + team.rank, device)
 
         def step(index: int) -> tuple[Tensor, int]:
             x0, tokens, hint, inside = batches.draw()
             shown = int(args.hinted * len(x0) + random.Random(index).random()) if mixed else 0
-            return objective(x0, tokens, hint[:shown] if shown else None, inside), len(x0)
+            loss = objective(x0, tokens, hint[:shown] if shown else None, inside)
+            asked, true = told.draw(ASKED)
+            said = questions(live["text_encoder"](asked).last_hidden_state)
+            return loss + args.ask * losses(said, true), len(x0)
 
         return step
 
-    fit(args.phase, live, start, args, team, look=True)
+    fit(args.phase, live, start, args, team, look=True, beside=questions)
 
 
 if __name__ == "__main__":

@@ -53,12 +53,14 @@ def fit(
     team: Team,
     look: bool = False,
     write: Callable[[dict[str, nn.Module], Path], None] = write_model,
+    beside: nn.Module | None = None,
 ) -> None:
     """Train those parameters of `modules` that take gradients, and write the averaged weights.
 
     `start(seed)` opens the data and returns the objective: from the step's number to its loss and how many pictures
     it saw. Checkpoints and, every tenth of the way, the averaged weights in the diffusers layout go to the work
     folder (by `write`, given the modules and a model folder); with `look` a sheet of samples every third time.
+    `beside` is trained along and dropped: neither kept nor written.
     """
     device, work = default_device(), work_folder()
     checkpoint = work / f"{name}.ckpt"
@@ -67,7 +69,8 @@ def fit(
         for part, module in modules.items():
             module.load_state_dict(state["modules"][part])
     parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=args.rate, betas=(0.9, 0.99), weight_decay=0.01)
+    further = [] if beside is None else list(beside.parameters())
+    optimizer = torch.optim.AdamW([*parameters, *further], lr=args.rate, betas=(0.9, 0.99), weight_decay=0.01)
     average = Average(parameters, 0.9993)
     index = saved = seen = 0
     if state is not None:
@@ -92,7 +95,7 @@ def fit(
             loss, count = objective(index)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        team.average(parameters)
+        team.average([*parameters, *further])
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         average.update()
