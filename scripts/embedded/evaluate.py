@@ -40,9 +40,18 @@ ROWS = ("with depth", "depth left out", "shuffled prompts")
 
 
 def evaluate(
-    model: Any, paint: Painter, count: int, size: tuple[int, int], wanted: list[str], out: Path | None
+    model: Any,
+    paint: Painter,
+    count: int,
+    size: tuple[int, int],
+    wanted: list[str],
+    out: Path | None,
+    falling: int | None = None,
 ) -> dict:
-    """Those rows of the table at one size that are `wanted` (see ROWS), after those of the true renders."""
+    """Those rows of the table at one size that are `wanted` (see ROWS), after those of the true renders.
+
+    The rows that must fall are of the first `falling` scenes, and say so where that is not all of them.
+    """
     seed = UNSEEN_SEED + size[0] * 10_000 + size[1]
     scenes = sample_scenes(count, seed, size)
     prompts = captions(scenes, seed)
@@ -66,9 +75,11 @@ def evaluate(
     shown = [true.picture[:columns]]
     for row in wanted:
         texts, disparity = given[row]
-        maps = None if disparity is None else list(disparity[:, 0])
-        made = paint(texts, size, f"{name} {row}", depth=maps)
-        rows[row] = metrics.scores(made, scenes, true.ids)
+        number = count if row == ROWS[0] or falling is None else min(count, falling)
+        maps = None if disparity is None else list(disparity[:number, 0])
+        made = paint(texts[:number], size, f"{name} {row}", depth=maps)
+        title = row if number == count else f"{row}, {number} scenes"
+        rows[title] = metrics.scores(made, scenes[:number], true.ids[:number])
         shown.append(made[:columns])
     if out is not None:
         sheet(torch.cat(shown), columns, out / f"sheet-{name}.png", 1)
@@ -108,12 +119,16 @@ def main() -> None:
     )
     parser.add_argument("--model", default=None, help="a model folder; the embedded model without it")
     parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--falling", type=int, default=None, help="scenes of the rows that must fall")
     parser.add_argument("--sizes", nargs="+", default=["128x128", "768x512"])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=None)
     parser.add_argument("--sampler", default=None)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument(
+        "--processes", type=int, default=1, help="that paint side by side, of one thread each"
+    )
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, help="only these of the rows")
     parser.add_argument("--out", type=Path, default=None, help="a folder for contact sheets")
     parser.add_argument("--json", type=Path, default=None)
@@ -122,13 +137,14 @@ def main() -> None:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     has_net = args.model is None or (Path(args.model) / "controlnet_depth").is_dir()
-    model = rawdiff.load(
-        args.model,
-        controls=["depth"] if has_net else [],
-        device=str(default_device()),
-        dtype=getattr(torch, args.dtype),
-    )
-    paint = Painter(model, args.steps, args.guidance, args.sampler)
+    loading = {
+        "source": args.model,
+        "controls": ["depth"] if has_net else [],
+        "device": str(default_device()),
+        "dtype": getattr(torch, args.dtype),
+    }
+    model = rawdiff.load(**loading)
+    paint = Painter(model, args.steps, args.guidance, args.sampler, processes=args.processes, loading=loading)
     if args.sheet is not None:
         look(model, paint, args.sheet)
         return
@@ -138,7 +154,7 @@ def main() -> None:
     for text in args.sizes:
         size = parse_size(text)
         native = size == (128, 128)
-        table[text] = evaluate(model, paint, args.count, size, args.rows, args.out)
+        table[text] = evaluate(model, paint, args.count, size, args.rows, args.out, args.falling)
         title = f"{text}: {args.count} scenes, {args.steps} steps, {args.dtype}"
         print_table(title, table[text], 0 if native else 1)
     if args.json is not None:
