@@ -21,6 +21,7 @@ from rawdiff.jobs.recorded import recorded_scheduler
 from rawdiff.jobs.request import Request
 from rawdiff.limits import check_strength
 from rawdiff.nets.exact import without
+from rawdiff.nets.guidance import is_told
 from rawdiff.noise import check_seeds, random_seed
 from rawdiff.parts import part_hashes, unet_config
 from rawdiff.probes import ProbeLike
@@ -109,7 +110,7 @@ class Planner:
                 )
             size = choose_size(request.size, self.defaults.native_size, samples, image)
             guidance = float(self.defaults.guidance if request.guidance is None else request.guidance)
-            self._check_memory(unet, size, min(batch, count), guided=guidance > 1.0)
+            self._check_memory(unet, size, min(batch, count), guided=guidance > 1.0 and not is_told(unet))
             fitting = fitting_of(request)
             controls = tuple(
                 Control(c.kind, opened, *c.window, derive=bool(c.derive))

@@ -11,6 +11,7 @@ from typing import Any
 from rawdiff.errors import SizeError, WeightsError
 from rawdiff.geometry import FACTOR, Size, check_size
 from rawdiff.limits import is_name
+from rawdiff.nets.guidance import is_told
 from rawdiff.weights import registry
 from rawdiff.weights.choose import read_json
 from rawdiff.weights.parts import Where, read_config
@@ -19,6 +20,8 @@ from rawdiff.weights.source import Source, open_source
 __all__ = ["Defaults", "read_defaults"]
 
 _FILE = "rawdiff.json"
+_TOLD = 8.5
+"""Guidance of a latent consistency model where nobody says, as in diffusers."""
 _KEYS = {"name", "native_size", "guidance", "sampler", "controls", "inpaint", "loras", "embeddings"}
 
 
@@ -46,8 +49,8 @@ class Defaults:
 def read_defaults(source: Where = None) -> Defaults:
     """The defaults in a model's `rawdiff.json`; without one, those that follow from its configs.
 
-    The native size is then the UNet's `sample_size` times 8, the guidance 7.5, the ControlNets those that the
-    registry knows for the family. Raises WeightsError, HubError.
+    The native size is then the UNet's `sample_size` times 8, the guidance 7.5 (8.5 where the UNet is told it), the
+    ControlNets those that the registry knows for the family. Raises WeightsError, HubError.
     """
     opened = open_source(source)
     config = read_config(opened, "unet")
@@ -57,7 +60,8 @@ def read_defaults(source: Where = None) -> Defaults:
         return _from_file(opened, family)
     known = (registry.net_for(kind, family) for kind in ("depth", "normal", "canny")) if family else ()
     controls = {net.kind: net.alias for net in known if net is not None}
-    return Defaults(opened.name, _native_size(config, opened), controls=controls, family=family)
+    guidance = _TOLD if is_told(config) else Defaults.guidance
+    return Defaults(opened.name, _native_size(config, opened), guidance, controls=controls, family=family)
 
 
 def _native_size(config: Mapping[str, Any], source: Source) -> Size:
