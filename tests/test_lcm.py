@@ -236,7 +236,9 @@ def test_lora_with_guidance_off(plain: Model, tmp_path: Path) -> None:
     path = write(tmp_path / "lcm.safetensors", kohya(changes))
     options: dict[str, Any] = {"sampler": "lcm", "guidance": 1.0, "steps": 4}
     other = merged_by_hand(plain, (changes, 1.0))
-    other.scheduler = small_scheduler("LCMScheduler", steps_offset=1)  # or else diffusers speaks of it; LCM has no use
+    other.scheduler = small_scheduler(
+        "LCMScheduler", steps_offset=1
+    )  # or else diffusers speaks of it; LCM has no use
     theirs = diffused(other, guidance_scale=1.0, num_inference_steps=4)
     with rows_seen(plain.unet) as seen:
         run = prepared(plain, loras=[path], **options)
