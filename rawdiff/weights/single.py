@@ -169,6 +169,10 @@ def open_single(path: Path, options: Options | None = None) -> SingleFile:
     unet: dict[str, Any] = {}
     if chosen.configs is None:
         unet |= {} if channels in (None, 4) else {"in_channels": channels}
+        if family == "sd2" and scheduler.get("prediction_type") == "epsilon":
+            unet["sample_size"] = (
+                64  # those that predict noise were trained at 512, those that predict v at 768
+            )
         told_by = shapes.get(_TOLD)
         if told_by is not None and len(told_by) == 2:  # a latent consistency model's
             unet |= {"time_cond_proj_dim": told_by[1]}
