@@ -27,6 +27,7 @@ __all__ = [
     "Strength",
     "Syntax",
     "Timings",
+    "Vae",
     "console_of",
 ]
 
@@ -104,6 +105,16 @@ Nets = Annotated[
         "--net",
         metavar="KIND=SOURCE",
         help="The ControlNet for a kind of map, where the model's own is not wanted. Repeatable.",
+        rich_help_panel=MODEL,
+    ),
+]
+Vae = Annotated[
+    str | None,
+    typer.Option(
+        "--vae",
+        metavar="SOURCE",
+        help="Another VAE than the model's: a folder, file or OWNER/NAME that is one or holds one; none drops that of "
+        "--from.",
         rich_help_panel=MODEL,
     ),
 ]

@@ -133,9 +133,11 @@ def origin(
 ) -> dict[str, Any]:
     """Where it came from, by name: model, sampler (if it was asked for), each map, each net but the model's own.
 
-    And where there are any, the image with its mask (from `InitImage.names`), each LoRA and each embedding.
+    And where there are any, a VAE of another's, the image with its mask (from `InitImage.names`), each LoRA and each
+    embedding.
     """
-    extras = {"image": image, "loras": list(loras), "embeddings": list(embeddings)}
+    vae = None if source.vae is None else {"name": str(source.vae), "kind": source.vae.kind}
+    extras = {"vae": vae, "image": image, "loras": list(loras), "embeddings": list(embeddings)}
     return {
         "model": {"name": source.name, "kind": source.kind, "revision": source.revision},
         "sampler": sampler,

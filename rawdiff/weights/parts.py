@@ -96,7 +96,7 @@ def load_scheduler(source: Where = None) -> Any:
 
 def read_config(source: Where, part: str) -> dict[str, Any]:
     """The config of a part, as it stands in its file; raises WeightsError, HubError."""
-    opened = open_source(source)
+    opened = open_source(source).owner(part)
     folder = opened.holds_part(part)
     opened.folder(part)  # raises when there is none
     if opened.single is not None:
@@ -121,6 +121,7 @@ def part_files(source: Source, part: str) -> list[Path]:
 
     Raises WeightsError, HubError.
     """
+    source = source.owner(part)
     source.folder(part)
     if source.single is not None:
         return list(source.single.files(part).values())
@@ -153,17 +154,20 @@ def part_files(source: Source, part: str) -> list[Path]:
 def hashes(source: Where, *parts: str) -> dict[str, str]:
     """SHA-256 of every file that loading `parts` reads, by its path inside the source.
 
-    A file is read for it once a process, as long as its size and time stay. Raises WeightsError, HubError.
+    A file is read for it once a process, as long as its size and time stay. Those of another's VAE are called
+    `other vae/...`. Raises WeightsError, HubError.
     """
-    opened = open_source(source)
+    model = open_source(source)
     found = {}
     for part in parts:
+        opened = model.owner(part)
         files = part_files(opened, part)
         if opened.single is not None:
             named = opened.single.files(part)
         else:
             named = {path.relative_to(opened.root).as_posix(): path for path in files}
-        found.update({name: digests.sha256(path) for name, path in named.items()})
+        prefix = "" if opened is model else f"other {part}/"
+        found.update({prefix + name: digests.sha256(path) for name, path in named.items()})
     return found
 
 
@@ -172,7 +176,7 @@ def _load(
 ) -> nn.Module:
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(chosen_device, dtype)
-    opened, part = open_source(source, say=say_on_stderr), PARTS[name]
+    opened, part = open_source(source, say=say_on_stderr).owner(name), PARTS[name]
     config = _config(opened, part)
     config_path, *weight_paths = part_files(opened, name)
     module = build_empty(part, config, str(config_path))

@@ -46,6 +46,8 @@ class Source:
     """The commit, for a hub."""
     snapshot: Snapshot | None = None
     single: SingleFile | None = None
+    vae: Source | None = None
+    """Where its VAE is, if that is another's (see `swap`)."""
 
     def __str__(self) -> str:
         return f"{self.name}/{self.base}" if self.base else self.name
@@ -82,6 +84,10 @@ class Source:
         ):
             raise WeightsError(f"{self}: {folder[:80]!a} is no folder inside a model")
         return replace(self, base=_join(self.base, folder))
+
+    def owner(self, part: str) -> Source:
+        """The source that a part is taken from: this one, but for a VAE of another's."""
+        return self.vae if part == "vae" and self.vae is not None else self
 
     def holds_part(self, part: str) -> str | None:
         """The folder of a part: `part` itself, `""` for a file or when the source is that part alone, or None."""
