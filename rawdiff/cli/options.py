@@ -94,8 +94,8 @@ ModelName = Annotated[
         "--model",
         "-m",
         metavar="SOURCE",
-        help="A folder, a file, an alias (sd1.5) or OWNER/NAME on the hub; else what RAWDIFF_MODEL names, else the "
-        "embedded model.",
+        help="A folder, a file, an alias (sd1.5), OWNER/NAME on the hub, or merge:A@0.6+B@0.4; else what RAWDIFF_MODEL "
+        "names, else the embedded model.",
         rich_help_panel=MODEL,
     ),
 ]

@@ -203,7 +203,7 @@ def _asked(over: Request, place: Place, other_model: bool) -> list[str]:
     if over.controls is not None:  # the last map takes with it what is said of maps
         patterns.append("guess")
     if other_model:
-        patterns += [r"weights.*", r"sampler\..*"]
+        patterns += [r"weights.*", r"sampler\..*", r"merge.*"]
     if place.vae is not None:
         patterns.append(r"weights.*")
     if other_model or place.nets:

@@ -39,6 +39,7 @@ def of_model(source: Source, digests: Mapping[str, str], dtype: torch.dtype) -> 
         "model": source.name,
         "weights": dict(digests),
         "dtype": str(dtype).removeprefix("torch."),
+        **({"merge": [weight for _, weight in source.merged]} if source.merged else {}),
     }
 
 
@@ -117,7 +118,7 @@ def of_picture(account: Mapping[str, Any], k: int) -> dict[str, Any]:
         "loras": [{name: lora[name] for name in LORA} for lora in account["loras"]],
         "embeddings": [{name: one[name] for name in EMBEDDING} for one in account["embeddings"]],
     }
-    extras = {name: values[name] for name in PICTURE_EXTRAS if values[name]}
+    extras = {name: values[name] for name in PICTURE_EXTRAS if values.get(name)}
     return {**{name: values[name] for name in PICTURE}, **extras}
 
 

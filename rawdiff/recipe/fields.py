@@ -112,6 +112,7 @@ PICTURE_EXTRAS: dict[str, Test] = {
     "embeddings": _some(_mapping),
     "syntax": lambda value: value in SYNTAXES and value != PLAIN,
     "repeats": _some(_text),
+    "merge": _several(_number),
 }
 """What a picture has only where there is any of it."""
 LORA: dict[str, Test] = {"sha256": _digest, "config": _maybe(_digest), "scale": _number}

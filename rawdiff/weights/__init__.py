@@ -6,7 +6,7 @@ The story, from the outside in:
     registry    aliases, mirrors, and repositories that are gone
     hub         talking to a model hub        snapshot, hub_cache, hub_errors: its files, checked, in words
     defaults    what a model is meant to be used with
-    swap        a model with the VAE of another
+    swap        a model with the VAE of another; merge: the weighted sum of several
     parts       loaders; text: the tokenizer; schedulers: by the names people know (scheduler_names)
     build       an empty module from a config, known classes only
     fill        every tensor accounted for, or an error that names file and key; renames: the known exceptions

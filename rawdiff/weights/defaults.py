@@ -138,7 +138,9 @@ def _from_file(source: Source, family: str | None) -> Defaults:
         else None,
         sampler=sampler,
         controls={kind: source.child(folder) for kind, folder in folders.items()},
-        inpaint=None if inpaint is None else source.child(inpaint),
+        inpaint=None
+        if inpaint is None or source.merged
+        else source.child(inpaint),  # which is none of the sum
         loras=_files(source, table, "loras", str(path)),
         embeddings=_files(source, table, "embeddings", str(path)),
         family=family,
