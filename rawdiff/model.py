@@ -34,6 +34,7 @@ def load(
     *,
     controls: Sequence[str] = (),
     nets: Mapping[str, Any] | None = None,
+    vae: str | Path | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     speed: str | None = None,
@@ -46,7 +47,8 @@ def load(
     """Load a model's parts from a folder, a file, a hub id, or (by default) the embedded model.
 
     `controls` are kinds of ControlNets to load at once ("depth"); others are loaded when a run needs them.
-    `nets` names sources for kinds where the model's own are not wanted. The device is the first GPU or
+    `nets` names sources for kinds where the model's own are not wanted, `vae` one of another VAE (a folder, file or
+    hub id that is one or holds one). The device is the first GPU or
     else the CPU, the dtype fp16 or fp32 after it. `speed` is how the networks are run, "eager", "graph" (on CUDA) or
     "compile", by default the best without waiting for a compiler; `memory` is "normal", or "low": a part on the device
     at a time, guidance's halves in turn, the VAE in tiles (approximate). Raises WeightsError, HubError,
@@ -59,6 +61,7 @@ def load(
     kind = weights.choose_dtype(chosen, dtype)
     runner = make_runner(speed, chosen, memory)
     opened = weights.open_source(source, revision=revision, offline=offline, say=say)
+    opened = weights.with_vae(opened, vae, offline=offline, say=say)
     place: dict[str, Any] = {"device": chosen, "dtype": kind}
     with probe("load"):
         with probe("tokenizer", host=True):

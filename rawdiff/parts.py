@@ -217,9 +217,9 @@ def _check(unet: Any, vae: Any, text_encoder: Any) -> None:
 
 
 def _check_inpaint(config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Raise WeightsError unless this is the config of an inpainting UNet that reads the same text."""
-    key = "cross_attention_dim"
-    for name, expected in (("in_channels", INPAINT_CHANNELS), (key, own.get(key))):
+    """Raise WeightsError unless this is the config of an inpainting UNet that is told the same things."""
+    same = ("cross_attention_dim", "time_cond_proj_dim")
+    for name, expected in (("in_channels", INPAINT_CHANNELS), *((key, own.get(key)) for key in same)):
         if config.get(name) != expected:
             raise WeightsError(
                 f"the model's inpainting unet: {name} is {config.get(name)}, expected {expected}"

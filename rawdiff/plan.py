@@ -55,7 +55,7 @@ class Row:
     """What the sampler says of this evaluation; its own index may differ, after a restart."""
     sampler: Sampler
     guidance: tuple[float, ...]
-    """One scale for each image; 1 means that its guidance is off."""
+    """One scale for each image; 1 means that its guidance is off (or, of `distilled` networks, what they are told)."""
     rescale: float
     control: tuple[float, ...]
     """One weight for each ControlNet; one with weight 0 is not run."""
@@ -63,6 +63,8 @@ class Row:
     """Number of the text context."""
     packed: Tensor
     """[2+B+n] fp32 on the device: t, rescale, guidance, control."""
+    distilled: bool = False
+    """Whether the networks are told the guidance, and run on the cond half alone."""
 
     @property
     def t(self) -> float:
@@ -92,7 +94,7 @@ class Row:
     @property
     def guided(self) -> bool:
         """Whether the networks run on both halves, uncond and cond."""
-        return any(scale > 1.0 for scale in self.guidance)
+        return not self.distilled and any(scale > 1.0 for scale in self.guidance)
 
     def t_device(self) -> Tensor:
         """The timestep [1] fp32, on the device."""
@@ -123,6 +125,7 @@ class Plan:
         windows: Sequence[Window],
         device: torch.device,
         contexts: Sequence[int] = (),
+        distilled: bool = False,
         done: Sequence[Row] = (),
     ) -> None:
         self.sampler = sampler
@@ -130,6 +133,7 @@ class Plan:
         self.rescale = rescale
         self.windows = tuple(windows)
         self.contexts = tuple(contexts)
+        self.distilled = distilled
         self.device = device
         self.begin = len(done)
         """The row at which the sampler began: 0, or where its history was last forgotten."""
@@ -149,7 +153,17 @@ class Plan:
         context = 0
         if self.contexts:  # a restart may add a row (PNDM): what is left keeps its distance to the end
             context = self.contexts[max(self.begin, i + len(self.contexts) - count)]
-        return Row(i, step, self.sampler, self.guidance, self.rescale, control, context, torch.empty(0))
+        return Row(
+            i,
+            step,
+            self.sampler,
+            self.guidance,
+            self.rescale,
+            control,
+            context,
+            torch.empty(0),
+            self.distilled,
+        )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -183,6 +197,7 @@ class Plan:
                 windows=self.windows,
                 device=self.device,
                 contexts=self.contexts,
+                distilled=self.distilled,
                 done=self.rows[:i],
             )
         return self._restarts[i]
@@ -196,19 +211,21 @@ def make_plan(
     windows: Sequence[Window] = (),
     device: torch.device | str = "cpu",
     contexts: Sequence[int] = (),
+    distilled: bool = False,
 ) -> Plan:
     """Join a sampler, one guidance scale an image, and the ControlNets' windows; raises UsageError.
 
     Guidance of 1 or less is off (Ho and Salimans 2022, arXiv 2207.12598). `rescale` in 0..1 brings the guided
     output's spread back towards the cond output's (Lin et al. 2023, arXiv 2305.08891). `contexts` is the number of
-    each row's text context; all have the first where nothing is said.
+    each row's text context; all have the first where nothing is said. `distilled` is for networks that are told their
+    guidance: it is then none of the loop's work, and what is 1 or less is told as it is.
     """
     for scale in guidance:
         if not is_number(scale) or scale < 0.0:
             raise UsageError(f"guidance {scale!r}: expected a finite number, 1 or less for none, 7.5 say")
     if not is_number(rescale) or not 0.0 <= rescale <= 1.0:
         raise UsageError(f"rescale {rescale!r}: expected a number from 0 to 1")
-    scales = [max(1.0, float(scale)) for scale in guidance]
+    scales = [float(scale) if distilled else max(1.0, float(scale)) for scale in guidance]
     if contexts and len(contexts) != len(sampler.rows):
         raise UsageError(f"{len(contexts)} contexts given: expected {len(sampler.rows)}, one for each row")
     return Plan(
@@ -218,4 +235,5 @@ def make_plan(
         windows=windows,
         device=torch.device(device),
         contexts=contexts,
+        distilled=distilled,
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 from rawdiff.conditions import Conditions, Context
 from rawdiff.errors import UsageError
 from rawdiff.graphs import EAGER, Runner
-from rawdiff.nets import blocks, calls, controlnet, unet
+from rawdiff.nets import blocks, calls, controlnet, guidance, unet
 from rawdiff.nets.controlnet import Residuals
 from rawdiff.nets.derived import Derived
 from rawdiff.nets.exact import EVERYTHING, Exact
@@ -101,7 +101,7 @@ class _Networks:
         time = self.network.time(row.t, row.t_device())
         if isinstance(time, Tensor):
             with probe("time embedding"):
-                time = blocks.embed_time(net, time, seen)
+                time = blocks.embed_time(net, time, seen, self.network.told)
 
         def encode(probe: ProbeLike) -> tuple[tuple[Tensor, ...], Tensor]:
             with probe("unet encode"):
@@ -201,8 +201,15 @@ def prepare(
         )
     texts = [_on(context, device, dtype) for context in conditions.contexts]
     times = {row.t: row.t_device() for row in plan.rows}
+    count = guidance.width(net.config)
+    if plan.distilled != (count is not None):
+        raise UsageError(
+            f"distilled: the plan says {plan.distilled}, but this UNet {'is not' if count is None else 'is'} told "
+            "its guidance"
+        )
+    told = None if count is None else guidance.waves(plan.guidance, count).to(device, dtype)
     seen_by_unet = None if inpaint is None else inpaint.to(device, dtype)
-    networks = _Networks(Bound(net, texts, times, exact), exact, runner, hold, seen_by_unet)
+    networks = _Networks(Bound(net, texts, times, exact, told), exact, runner, hold, seen_by_unet)
     for k, (module, hint) in enumerate(zip(nets, conditions.hints, strict=True)):
         if not plan.active(k):
             networks.add(None)

@@ -30,6 +30,7 @@ from rawdiff.geometry import Size, latent_size
 from rawdiff.limits import check_strength
 from rawdiff.nets.exact import EVERYTHING, Exact
 from rawdiff.nets.exact import check as check_exact
+from rawdiff.nets.guidance import is_told
 from rawdiff.nets.unet import check_channels
 from rawdiff.noise import Noise, check_seeds, random_seed
 from rawdiff.parts import Parts
@@ -91,9 +92,9 @@ def prepare(
     `depth`, `normal` and `canny` are maps (path, PIL, array or tensor) for the model's own nets,
     `controls` the long form. `size` is (height, width) in pixels; without it the first map's shape,
     brought to the model's native area. `steps` is 20 unless `timesteps` or `sigmas` are given.
-    `guidance` (1 or less: off), `negative` and `seed` may be lists, one for each image; a single seed
-    counts up, None draws one (see `run.seeds`). `sampler` is a name ("dpm++ 2m karras"), a diffusers
-    scheduler or a Sampler. `latents` [B,4,h,w] replace the first draw of noise.
+    `guidance` (1 or less: off; a latent consistency model is told it), `negative` and `seed` may be lists, one for
+    each image; a single seed counts up, None draws one (see `run.seeds`). `sampler` is a name ("dpm++ 2m karras"), a
+    diffusers scheduler or a Sampler. `latents` [B,4,h,w] replace the first draw of noise.
 
     `image` (as the maps) is what the run begins from, for the last `strength` of its steps (above 0 to 1; 0.8).
     With a `mask` of its size only what is white there is painted anew (strength 1): by the model's inpainting
@@ -141,14 +142,25 @@ def prepare(
     for line in taken_for_text(texts):
         say(line)
     levels: dict[str, Any] = {"guidance": scales, "rescale": rescale, "windows": windows}
+    levels["distilled"] = is_told(self.unet.config)
     plan = make_plan(made, **levels, contexts=texts.rows, device=self.device)
     if any(negatives) and not plan.guided:
-        say("the negative prompt has no effect: guidance is off")
+        say(
+            "the negative prompt has no effect: "
+            + (
+                "this model is told its guidance, and has no half for it"
+                if plan.distilled
+                else "guidance is off"
+            )
+        )
 
     with probe("hints", host=True):
         samples = [images.open_source(control.source) for control in wanted]
         given = None if image is None else images.open_source(image)
         size = choose_size(size, self.defaults.native_size, samples, given)
+        unfamiliar = self.defaults.unfamiliar(size)
+        if unfamiliar is not None:
+            say(unfamiliar)
         self.check_memory(size, len(prompts), guided=plan.guided, masked=masked, added=added)
         fitting: dict[str, Any] = {"fit": fit, "depth_range": depth_range, "depth_invert": depth_invert}
         hints = make_hints(wanted, samples, size, say=say, **fitting)

@@ -14,6 +14,7 @@ from rawdiff.errors import UsageError
 from rawdiff.geometry import latent_size
 from rawdiff.loop import Constrain
 from rawdiff.nets.exact import without
+from rawdiff.nets.guidance import is_told
 from rawdiff.noise import Noise
 from rawdiff.parts import Parts
 from rawdiff.plan import make_plan
@@ -71,6 +72,7 @@ def resume(
         windows=windows,
         device=self.device,
         contexts=texts_of(syntax, account["prompt"], account["negative"], made).rows,
+        distilled=is_told(self.unet.config),
     )
     held.check_table(plan)
     size, seeds = (account["size"][0], account["size"][1]), account["seeds"]

@@ -46,11 +46,13 @@ def grey_levels(ours: Image, theirs: Image) -> int:
     return int(np.abs(np.asarray(ours).astype(int) - np.asarray(theirs).astype(int)).max())
 
 
-def _pipeline(model: Model, scheduler: Any, nets: Sequence[Any], way: str = "", unet: Any = None) -> Any:
-    """`way` is "", "Img2Img" or "Inpaint"."""
+def _pipeline(
+    model: Model, scheduler: Any, nets: Sequence[Any], way: str = "", unet: Any = None, name: str = ""
+) -> Any:
+    """`way` is "", "Img2Img" or "Inpaint"; `name` is of a pipeline that is none of Stable Diffusion's."""
     import diffusers
 
-    kind = getattr(diffusers, f"StableDiffusion{'ControlNet' if nets else ''}{way}Pipeline")
+    kind = getattr(diffusers, name or f"StableDiffusion{'ControlNet' if nets else ''}{way}Pipeline")
     encoder = model.text_encoder
     encoder.__dict__["text_model"] = encoder  # diffusers looks one level too deep when layers are skipped
     parts = {
@@ -81,11 +83,13 @@ def reference(
     image: np.ndarray | None = None,
     mask: np.ndarray | None = None,
     unet: Any = None,
+    pipeline: str = "",
     **call: Any,
 ) -> Reference:
     """Run diffusers' pipeline; `call` goes to it as it is (its names: guidance_scale, clip_skip, ...).
 
-    `image` [H,W,3] and `mask` [H,W] choose image to image or inpainting, `unet` is in place of the model's own.
+    `image` [H,W,3] and `mask` [H,W] choose image to image or inpainting, `unet` is in place of the model's own,
+    `pipeline` names a class of diffusers that is none of Stable Diffusion's.
     """
     xs: list[Tensor] = []
 
@@ -94,7 +98,7 @@ def reference(
         return {}
 
     way = "" if image is None else "Img2Img" if mask is None else "Inpaint"
-    pipeline = _pipeline(model, scheduler, [control.net for control in controls], way, unet)
+    called = _pipeline(model, scheduler, [control.net for control in controls], way, unet, pipeline)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     if controls:
         maps = [torch.from_numpy(control.source).permute(2, 0, 1)[None] for control in controls]
@@ -109,7 +113,7 @@ def reference(
         call["image"] = torch.from_numpy(image).permute(2, 0, 1).repeat(len(seeds), 1, 1, 1)
     if mask is not None:
         call["mask_image"] = torch.from_numpy(mask).repeat(len(seeds), 1, 1, 1)
-    images = pipeline(
+    images = called(
         prompt,
         generator=generators if len(generators) > 1 else generators[0],
         callback_on_step_end=record,

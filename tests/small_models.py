@@ -12,7 +12,7 @@ values: otherwise a comparison passes with the part switched off.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -72,6 +72,16 @@ SHAPES: dict[str, dict[str, Any]] = {
         "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
         "attention_head_dim": (2, 4),
         "use_linear_projection": True,
+    },
+    # The same with attention at two levels and heads of its own at each.
+    "sd2": {
+        "block_out_channels": (32, 32, 64),
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        "attention_head_dim": (2, 4, 8),
+        "use_linear_projection": True,
+        "upcast_attention": True,
     },
 }
 
@@ -297,18 +307,20 @@ def small_folder(
     dtype: torch.dtype = torch.float32,
     native_size: tuple[int, int] = (64, 64),
     inpaint: bool = False,
+    text: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a whole model (and a `controlnet_<kind>/` for each of `nets`) to `path`; return it as a Path.
 
     Parts use seeds `seed`, `seed`+10, ... : `small_unet(seed)`, `small_vae(seed + 10)`,
     `small_text_encoder(seed + 20)`, `small_controlnet(unet, seed + 30 + k)`; with `inpaint` there is also an
-    inpainting UNet, `small_unet(seed + 5, in_channels=9)`, in `unet_inpaint/`. `from_pretrained` of diffusers'
-    pipelines opens it too.
+    inpainting UNet, `small_unet(seed + 5, in_channels=9)`, in `unet_inpaint/`; `text` goes to the text encoder's
+    config. `from_pretrained` of diffusers' pipelines opens it too.
     """
     path = Path(path)
     unet = small_unet(seed, shape=shape)
     small_tokenizer(path / "tokenizer")
-    _write_module(small_text_encoder(seed + 20), path / "text_encoder", dtype, "text_model.", "model")
+    encoder = small_text_encoder(seed + 20, **(text or {}))
+    _write_module(encoder, path / "text_encoder", dtype, "text_model.", "model")
     _write_module(unet, path / "unet", dtype)
     if inpaint:
         _write_module(small_unet(seed + 5, shape=shape, in_channels=9), path / "unet_inpaint", dtype)

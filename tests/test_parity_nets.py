@@ -146,7 +146,6 @@ def test_vae(changes: dict[str, bool]) -> None:
     ("changes", "words"),
     [
         ({"addition_embed_type": "text", "encoder_hid_dim": None}, "addition_embed_type='text'"),
-        ({"time_cond_proj_dim": 8}, "time_cond_proj_dim=8"),
         ({"num_class_embeds": 3}, "num_class_embeds=3"),
         ({"center_input_sample": True}, "center_input_sample=True"),
         ({"down_block_types": ("AttnDownBlock2D", "DownBlock2D")}, "block 0 is a AttnDownBlock2D"),

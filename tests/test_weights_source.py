@@ -179,6 +179,7 @@ def test_defaults_from_the_configs(folder: Path) -> None:
     [
         ({"native_size": [100, 128]}, "is not a multiple of 8"),
         ({"native_size": "128x128"}, "two whole numbers"),
+        ({"largest_size": [100, 128]}, "is not a multiple of 8"),
         ({"native_size": [True, 8]}, "two whole numbers"),
         ({"guidance": "4"}, "guidance '4', expected a number"),
         ({"guidance": True}, "expected a number"),

@@ -32,6 +32,7 @@ def batch(
     ] = "output_images",
     model: options.ModelName = None,
     net: options.Nets = None,
+    vae: options.Vae = None,
     revision: options.Revision = None,
     offline: options.Offline = False,
     at_once: Annotated[
@@ -73,6 +74,7 @@ def batch(
         Place.from_words(
             net or (),
             model=model,
+            vae=vae,
             device=device,
             dtype=dtype,
             revision=revision,

@@ -45,7 +45,7 @@ def gen(
         str | None,
         typer.Option(
             metavar="WxH",
-            help="In pixels, multiples of 8; else the map's shape at the model's own area.",
+            help="In pixels, multiples of 8; else the map's shape at the model's own area; others should be near it.",
             rich_help_panel=WORDS,
         ),
     ] = None,
@@ -153,7 +153,7 @@ def gen(
             "--guidance",
             "-g",
             metavar="X",
-            help="How strictly to follow the words.",
+            help="How strictly to follow the words; else the model's own.",
             rich_help_panel=SAMPLING,
         ),
     ] = None,
@@ -179,6 +179,7 @@ def gen(
     ] = None,
     model: options.ModelName = None,
     net: options.Nets = None,
+    vae: options.Vae = None,
     lora: options.Loras = None,
     embedding: options.Embeddings = None,
     revision: options.Revision = None,
@@ -273,7 +274,7 @@ def gen(
     from rawdiff.jobs.place import Place
 
     where: dict[str, Any] = {"model": model, "device": device, "dtype": dtype, "revision": revision}
-    where |= {"speed": speed, "memory": memory}
+    where |= {"speed": speed, "memory": memory, "vae": vae}
     finished = generate(
         request,
         Place.from_words(net or (), offline=offline, **where),

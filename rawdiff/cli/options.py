@@ -27,6 +27,7 @@ __all__ = [
     "Strength",
     "Syntax",
     "Timings",
+    "Vae",
     "console_of",
 ]
 
@@ -93,8 +94,8 @@ ModelName = Annotated[
         "--model",
         "-m",
         metavar="SOURCE",
-        help="A folder, a file, an alias (sd1.5) or OWNER/NAME on the hub; else what RAWDIFF_MODEL names, else the "
-        "embedded model.",
+        help="A folder, a file, an alias (sd1.5), OWNER/NAME on the hub, or merge:A@0.6+B@0.4; else what RAWDIFF_MODEL "
+        "names, else the embedded model.",
         rich_help_panel=MODEL,
     ),
 ]
@@ -104,6 +105,16 @@ Nets = Annotated[
         "--net",
         metavar="KIND=SOURCE",
         help="The ControlNet for a kind of map, where the model's own is not wanted. Repeatable.",
+        rich_help_panel=MODEL,
+    ),
+]
+Vae = Annotated[
+    str | None,
+    typer.Option(
+        "--vae",
+        metavar="SOURCE",
+        help="Another VAE than the model's: a folder, file or OWNER/NAME that is one or holds one; none drops that of "
+        "--from.",
         rich_help_panel=MODEL,
     ),
 ]

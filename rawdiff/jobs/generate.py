@@ -122,7 +122,7 @@ def _draw(
 
 
 def _place_of(again: Remake, place: Place) -> Place:
-    """What the recipe says of model, nets and dtype, under what `place` says."""
+    """What the recipe says of model, nets, VAE and dtype, under what `place` says."""
     if place.model is None:
         revision = again.revision if place.revision is None else place.revision
         model = find_source(again, again.recipe["made"]["model"], "its model", "--model FOLDER")
@@ -131,5 +131,8 @@ def _place_of(again: Remake, place: Place) -> Place:
             for kind, net in again.nets.items()
             if kind not in place.nets
         }
-        place = replace(place, model=model, revision=revision, nets={**nets, **place.nets})
+        vae = place.vae
+        if vae is None and again.vae is not None:
+            vae = find_source(again, again.vae, "its vae", "--vae SOURCE")
+        place = replace(place, model=model, revision=revision, nets={**nets, **place.nets}, vae=vae)
     return replace(place, dtype=again.dtype if place.dtype is None else place.dtype)

@@ -109,6 +109,8 @@ def _recipe_pairs(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         yield "repeats", ", ".join(picture["repeats"])
     model = made["model"]
     yield "model", model["name"] + (f" at {model['revision']}" if model["revision"] else "")
+    if "vae" in made:
+        yield "vae", made["vae"]["name"]
     versions = ", ".join(f"{name} {made[name]}" for name in ("rawdiff", "torch", "diffusers", "transformers"))
     yield "made by", f"{versions}; {picture['dtype']} on {made['device']}"
 

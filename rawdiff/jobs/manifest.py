@@ -75,6 +75,7 @@ OF_THE_COMMAND = (
     *(
         "model",
         "net",
+        "vae",
         "device",
         "dtype",
         "speed",

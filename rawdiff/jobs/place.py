@@ -21,6 +21,8 @@ class Place:
 
     model: str | None = None
     nets: Mapping[str, str] = field(default_factory=dict)
+    vae: str | None = None
+    """Another VAE than the model's, or "none" for its own where a recipe names another."""
     device: str | None = None
     dtype: str | None = None
     revision: str | None = None
@@ -64,6 +66,7 @@ def open_workshop(place: Place, say: Say, probe: ProbeLike = NO_PROBE) -> Worksh
     return Workshop(
         named_model(place.model),
         nets=place.nets,
+        vae=None if place.vae == "none" else place.vae,
         device=place.device,
         dtype=place.dtype,
         revision=place.revision,

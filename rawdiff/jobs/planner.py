@@ -21,6 +21,7 @@ from rawdiff.jobs.recorded import recorded_scheduler
 from rawdiff.jobs.request import Request
 from rawdiff.limits import check_strength
 from rawdiff.nets.exact import without
+from rawdiff.nets.guidance import is_told
 from rawdiff.noise import check_seeds, random_seed
 from rawdiff.parts import part_hashes, unet_config
 from rawdiff.probes import ProbeLike
@@ -55,6 +56,8 @@ class Planner:
         self._named = dict(nets)
         self._nets: dict[str, weights.Source] = {}
         self._extras = Extras(self.source, self.defaults)
+        self._told: set[str] = set()
+        """What was said of sizes: each line once, however many items have that size."""
         self._layers: dict[bool, weights.Layers] = {}
         """Of the UNet that runs with a mask (True) or without one, and of the text encoder."""
 
@@ -108,8 +111,9 @@ class Planner:
                     for name, f in (("image", request.image), ("mask", request.mask))
                 )
             size = choose_size(request.size, self.defaults.native_size, samples, image)
+            self._tell_unfamiliar(size)
             guidance = float(self.defaults.guidance if request.guidance is None else request.guidance)
-            self._check_memory(unet, size, min(batch, count), guided=guidance > 1.0)
+            self._check_memory(unet, size, min(batch, count), guided=guidance > 1.0 and not is_told(unet))
             fitting = fitting_of(request)
             controls = tuple(
                 Control(c.kind, opened, *c.window, derive=bool(c.derive))
@@ -176,6 +180,12 @@ class Planner:
         given = request.sampler if recorded is None else recorded_scheduler(recorded, own)
         schedule: dict[str, Any] = {n: getattr(request, n) for n in ("steps", "timesteps", "sigmas")}
         return build_sampler(given, own, self.defaults.sampler, **schedule, eta=float(request.eta or 0.0))
+
+    def _tell_unfamiliar(self, size: Size) -> None:
+        line = self.defaults.unfamiliar(size)
+        if line is not None and line not in self._told:
+            self._told.add(line)
+            self.say(line)
 
     def _check_clip_skip(self, clip_skip: int) -> None:
         layers = weights.read_config(self.source, "text_encoder").get("num_hidden_layers")

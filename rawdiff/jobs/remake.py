@@ -33,6 +33,12 @@ class Remake:
     dtype: str
 
     @property
+    def vae(self) -> Mapping[str, Any] | None:
+        """What the recipe says of another's VAE, if there was one."""
+        found: Mapping[str, Any] | None = self.recipe["made"].get("vae")
+        return found
+
+    @property
     def sampler(self) -> Mapping[str, Any]:
         """What the recipe says of the sampler."""
         found: Mapping[str, Any] = self.recipe["picture"]["sampler"]
@@ -134,9 +140,10 @@ def check_same(remake: Remake, picture: Mapping[str, Any], over: Request, place:
     other_model = place.model is not None or place.revision is not None
     if not other_model:
         before, now = wanted["weights"], picture["weights"]
-        if recipe.is_masked(wanted) != recipe.is_masked(
-            picture
-        ):  # which may take another UNet of the same model
+        masks = recipe.is_masked(wanted) != recipe.is_masked(picture)
+        if (
+            masks or place.vae is not None
+        ):  # which may take another UNet of the same model, or does another VAE
             shared = before.keys() & now.keys()
             before, now = ({name: side[name] for name in shared} for side in (before, now))
         _same(before, now, f"{remake.path}: the model {remake.model}", "--model")
@@ -196,7 +203,9 @@ def _asked(over: Request, place: Place, other_model: bool) -> list[str]:
     if over.controls is not None:  # the last map takes with it what is said of maps
         patterns.append("guess")
     if other_model:
-        patterns += [r"weights.*", r"sampler\..*"]
+        patterns += [r"weights.*", r"sampler\..*", r"merge.*"]
+    if place.vae is not None:
+        patterns.append(r"weights.*")
     if other_model or place.nets:
         patterns.append(r"controls\[\d+\]\.weights.*")
     return patterns if place.dtype is None else [*patterns, "dtype"]

@@ -54,6 +54,7 @@ class Workshop(Planner):
         source: str | Path | None = None,
         *,
         nets: Mapping[str, str] | None = None,
+        vae: str | None = None,
         device: str | torch.device | None = None,
         dtype: str | None = None,
         revision: str | None = None,
@@ -67,6 +68,7 @@ class Workshop(Planner):
         kind = weights.choose_dtype(chosen, dtype)
         make_runner(speed, chosen, memory)  # what is wrong with these is said before anything is opened
         opened = weights.open_source(source, revision=revision, offline=offline, say=say)
+        opened = weights.with_vae(opened, vae, offline=offline, say=say)
         where: dict[str, Any] = {"device": chosen, "dtype": kind, "low": memory == "low", "offline": offline}
         super().__init__(opened, nets=nets or {}, **where, say=say, probe=probe)
         self._speed, self._memory = speed, memory
@@ -76,6 +78,7 @@ class Workshop(Planner):
     def describe(self) -> str:
         """Which model it is, where it runs, and how to get another, on one line."""
         own = self.source.name if self.source.kind != "embedded" else f"{self.defaults.name} (embedded)"
+        own += "" if self.source.vae is None else f" with the vae {self.source.vae}"
         another = f"another: --model FOLDER, FILE, ALIAS or OWNER/NAME, or {MODEL_VARIABLE}"
         return f"model: {own} on {self.device} in {str(self.dtype).removeprefix('torch.')}; {another}"
 
@@ -94,7 +97,7 @@ class Workshop(Planner):
 
         Raises NonFiniteError, ResourceError.
         """
-        model, told, first = self.model(), set[str](), 0
+        model, told, first = self.model(), set(self._told), 0
 
         def say_once(line: str) -> None:
             if line not in told:

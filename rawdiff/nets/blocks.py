@@ -32,7 +32,6 @@ PLAIN: Mapping[str, object] = {
     "encoder_hid_dim": None,
     "encoder_hid_dim_type": None,
     "num_class_embeds": None,
-    "time_cond_proj_dim": None,
     "time_embedding_act_fn": None,
     "time_embedding_type": "positional",
 }
@@ -71,13 +70,14 @@ def _attentions(block: Any) -> Sequence[Any]:
     return block.attentions if "CrossAttn" in type(block).__name__ else [None] * len(block.resnets)
 
 
-def embed_time(net: Any, t: Tensor, x: Tensor) -> Tensor:
+def embed_time(net: Any, t: Tensor, x: Tensor, told: Tensor | None = None) -> Tensor:
     """The time embedding [N,E] for timesteps `t` ([1] or [N], fp32, may be fractional), in `x`'s dtype.
 
-    Sinusoids (always fp32) and two linear layers: Ho et al. 2020, arXiv 2006.11239.
+    Sinusoids (always fp32) and two linear layers: Ho et al. 2020, arXiv 2006.11239. `told` [N,P] are those of the
+    guidance scale, for a network that is told it (`guidance.waves`).
     """
     waves = net.time_proj(t.expand(x.shape[0])).to(x.dtype)  # [N,C]
-    emb: Tensor = net.time_embedding(waves)
+    emb: Tensor = net.time_embedding(waves, told)
     return emb
 
 

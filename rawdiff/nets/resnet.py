@@ -18,10 +18,10 @@ KINDS = ("default", "scale_shift")
 
 
 class Shifts:
-    """One timestep as every ResNet of one network wants it, [1,C,1,1] each: a row of the table of times."""
+    """One timestep as every ResNet of one network wants it, [1 or B,C,1,1] each: a row of the table of times."""
 
     def __init__(self, form: tuple[tuple[Any, int], ...], packed: Tensor) -> None:
-        """`packed` [1, sum of C], one piece of memory; `form`: each ResNet with its C."""
+        """`packed` [1 or B, sum of C], one piece of memory; `form`: each ResNet with its C."""
         self.form = form
         self._packed = packed
         columns = torch.split(packed[:, :, None, None], [width for _, width in form], dim=1)

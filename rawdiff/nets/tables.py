@@ -32,11 +32,14 @@ def _weights(layers: Sequence[nn.Module]) -> list[Tensor]:
 
 
 class TimeTable:
-    """Every ResNet's projection of the time, for all timesteps of a run: [timesteps, sum of C], a row each."""
+    """Every ResNet's projection of the time, for all timesteps of a run: [timesteps, 1 or B, sum of C], a row each."""
 
-    def __init__(self, net: Any, times: Mapping[float, Tensor]) -> None:
-        """`times`: each timestep as the host knows it, and as the device does ([1] fp32)."""
-        self._net = net
+    def __init__(self, net: Any, times: Mapping[float, Tensor], told: Tensor | None = None) -> None:
+        """`times`: each timestep as the host knows it, and as the device does ([1] fp32).
+
+        `told` [B,P]: the guidance of each image, for a network that is told it; a row is then of B images.
+        """
+        self._net, self._told = net, told
         self._resnets = [m for m in net.modules() if type(m).__name__ == "ResnetBlock2D"]
         self._sources = _weights([net.time_embedding, *(block.time_emb_proj for block in self._resnets)])
         self._rows: dict[float, resnet.Shifts] = {}
@@ -50,11 +53,14 @@ class TimeTable:
         return self._rows[t]
 
     def _add(self, times: Mapping[float, Tensor]) -> None:
-        t = torch.cat(list(times.values()))
+        t, told = torch.cat(list(times.values())), self._told
+        if told is not None:  # every timestep for every image
+            t, told = t.repeat_interleave(len(told)), told.repeat(len(times), 1)
 
         def compute() -> list[Tensor]:
-            emb = blocks.embed_time(self._net, t, t.to(self._net.conv_in.weight.dtype))
-            return [torch.cat([resnet.project(block, emb).flatten(1) for block in self._resnets], dim=1)]
+            emb = blocks.embed_time(self._net, t, t.to(self._net.conv_in.weight.dtype), told)
+            rows = torch.cat([resnet.project(block, emb).flatten(1) for block in self._resnets], dim=1)
+            return [rows.view(len(times), -1, rows.shape[1])]
 
         table = Derived(self._sources, compute)
         self._tables.append(table)
@@ -62,7 +68,7 @@ class TimeTable:
         widths = [resnet.width(block) for block in self._resnets]
         form = tuple(zip(self._resnets, widths, strict=True))
         for k, t_host in enumerate(times):
-            self._rows[t_host] = resnet.Shifts(form, packed[k : k + 1])
+            self._rows[t_host] = resnet.Shifts(form, packed[k])
 
     def refresh(self) -> None:
         """Follow the weights."""
@@ -79,15 +85,19 @@ class Bound:
         texts: Sequence[tuple[Tensor | None, Tensor]],
         times: Mapping[float, Tensor],
         exact: Exact,
+        told: Tensor | None = None,
     ) -> None:
-        """`texts`: each context for both halves of guidance, [2B,T,D] or None, and for cond alone, [B,T,D]."""
-        self.net = net
+        """`texts`: each context for both halves of guidance, [2B,T,D] or None, and for cond alone, [B,T,D].
+
+        `told` [B,P]: each image's guidance, for a network that is told it.
+        """
+        self.net, self.told = net, told
         self._texts: list[tuple[attention.Text | None, attention.Text, attention.Text | None]] = []
         self._derived: list[Derived] = []
         with telling_out_of_memory("the text's keys and values", net.conv_in.weight.device):
             for both, cond in texts:
                 self._texts.append(self._held(both, cond) if exact.kv else _halves(both, cond))
-            self._times = TimeTable(net, times) if exact.time else None
+            self._times = TimeTable(net, times, told) if exact.time else None
 
     def _held(
         self, both: Tensor | None, cond: Tensor

@@ -75,8 +75,11 @@ def decode(
     return out
 
 
-def forward(unet: Any, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-    """The whole UNet alone: `x` [N,4,h,w], `t` [1] or [N] fp32, `context` [N,T,D] -> [N,4,h,w]."""
-    emb = blocks.embed_time(unet, t, x)
+def forward(unet: Any, x: Tensor, t: Tensor, context: Tensor, told: Tensor | None = None) -> Tensor:
+    """The whole UNet alone: `x` [N,4,h,w], `t` [1] or [N] fp32, `context` [N,T,D] -> [N,4,h,w].
+
+    `told` [N,P] is the guidance, for a UNet that is told it.
+    """
+    emb = blocks.embed_time(unet, t, x, told)
     skips, middle = encode(unet, x, emb, context)
     return decode(unet, skips, middle, emb, context)

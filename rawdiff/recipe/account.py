@@ -39,6 +39,7 @@ def of_model(source: Source, digests: Mapping[str, str], dtype: torch.dtype) -> 
         "model": source.name,
         "weights": dict(digests),
         "dtype": str(dtype).removeprefix("torch."),
+        **({"merge": [weight for _, weight in source.merged]} if source.merged else {}),
     }
 
 
@@ -117,7 +118,7 @@ def of_picture(account: Mapping[str, Any], k: int) -> dict[str, Any]:
         "loras": [{name: lora[name] for name in LORA} for lora in account["loras"]],
         "embeddings": [{name: one[name] for name in EMBEDDING} for one in account["embeddings"]],
     }
-    extras = {name: values[name] for name in PICTURE_EXTRAS if values[name]}
+    extras = {name: values[name] for name in PICTURE_EXTRAS if values.get(name)}
     return {**{name: values[name] for name in PICTURE}, **extras}
 
 
@@ -133,9 +134,11 @@ def origin(
 ) -> dict[str, Any]:
     """Where it came from, by name: model, sampler (if it was asked for), each map, each net but the model's own.
 
-    And where there are any, the image with its mask (from `InitImage.names`), each LoRA and each embedding.
+    And where there are any, a VAE of another's, the image with its mask (from `InitImage.names`), each LoRA and each
+    embedding.
     """
-    extras = {"image": image, "loras": list(loras), "embeddings": list(embeddings)}
+    vae = None if source.vae is None else {"name": str(source.vae), "kind": source.vae.kind}
+    extras = {"vae": vae, "image": image, "loras": list(loras), "embeddings": list(embeddings)}
     return {
         "model": {"name": source.name, "kind": source.kind, "revision": source.revision},
         "sampler": sampler,

@@ -112,6 +112,7 @@ PICTURE_EXTRAS: dict[str, Test] = {
     "embeddings": _some(_mapping),
     "syntax": lambda value: value in SYNTAXES and value != PLAIN,
     "repeats": _some(_text),
+    "merge": _several(_number),
 }
 """What a picture has only where there is any of it."""
 LORA: dict[str, Test] = {"sha256": _digest, "config": _maybe(_digest), "scale": _number}
@@ -151,6 +152,7 @@ MADE: dict[str, Test] = {
     "pixels": _maybe(_digest),
 }
 MADE_EXTRAS: dict[str, Test] = {
+    "vae": _object(name=_text, kind=_text),
     "image": _object(path=_text, mask=_maybe(_text)),
     "loras": _some(_text),
     "embeddings": _some(_text),

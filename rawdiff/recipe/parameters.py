@@ -40,6 +40,8 @@ def write_parameters(recipe: Mapping[str, Any]) -> str:
         "Model": made["model"]["name"],
         "RNG": "CPU",
     }
+    if "vae" in made:
+        pairs["VAE"] = made["vae"]["name"]
     if picture["clip_skip"]:
         pairs["Clip skip"] = picture["clip_skip"] + 1  # there 1 skips nothing
     if sampler["eta"]:

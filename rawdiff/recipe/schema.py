@@ -9,11 +9,13 @@ picture   prompt, negative, size [height, width], seed, guidance, rescale, clip_
   embeddings  sha256, trigger
   syntax      how the prompts are read, where that is not as plain text: "a1111"
   repeats     names of the work done at every step, which is else done once (`Exact`): it shows in the last bits
+  merge       the weight of each checkpoint that the networks are the sum of, in their order
   sampler   class, config, steps, timesteps, sigmas, eta
   controls  kind, sha256 (of the map's bytes), derive, weight, start, end, fit, depth_range, depth_invert, weights
 made      rawdiff, torch, diffusers, transformers; model {name, kind, revision}; sampler (the name asked for);
           inputs [path], nets [{name, kind} or null]: one for each control; device, threads; batch [place, size];
           pixels (SHA-256 of the finished picture; null in a plan); and only where there are any:
+  vae         name, kind: where it is another's
   image       path, mask (path, or null)
   loras, embeddings  [name]
 """

@@ -6,6 +6,7 @@ The story, from the outside in:
     registry    aliases, mirrors, and repositories that are gone
     hub         talking to a model hub        snapshot, hub_cache, hub_errors: its files, checked, in words
     defaults    what a model is meant to be used with
+    swap        a model with the VAE of another; merge: the weighted sum of several
     parts       loaders; text: the tokenizer; schedulers: by the names people know (scheduler_names)
     build       an empty module from a config, known classes only
     fill        every tensor accounted for, or an error that names file and key; renames: the known exceptions
@@ -44,6 +45,7 @@ from rawdiff.weights.parts import (
 from rawdiff.weights.registry import aliases
 from rawdiff.weights.single import is_file
 from rawdiff.weights.source import EMBEDDED, Source, open_source
+from rawdiff.weights.swap import with_vae
 from rawdiff.weights.text import load_tokenizer
 
 __all__ = [
@@ -78,4 +80,5 @@ __all__ = [
     "read_embedding",
     "read_lora",
     "use_real_cores",
+    "with_vae",
 ]

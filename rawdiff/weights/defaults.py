@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rawdiff.errors import SizeError, WeightsError
-from rawdiff.geometry import FACTOR, Size, check_size
+from rawdiff.geometry import FACTOR, Size, check_size, format_size
 from rawdiff.limits import is_name
+from rawdiff.nets.guidance import is_told
 from rawdiff.weights import registry
 from rawdiff.weights.choose import read_json
 from rawdiff.weights.parts import Where, read_config
@@ -19,7 +20,22 @@ from rawdiff.weights.source import Source, open_source
 __all__ = ["Defaults", "read_defaults"]
 
 _FILE = "rawdiff.json"
-_KEYS = {"name", "native_size", "guidance", "sampler", "controls", "inpaint", "loras", "embeddings"}
+_TOLD = 8.5
+"""Guidance of a latent consistency model where nobody says, as in diffusers."""
+_KNOWN = 2.25
+"""How many times more or fewer pixels than its native ones a model draws well. A side half as long again (768 of 512)
+still holds together, and at twice as long (1024) things repeat; at two thirds (344) pictures begin to fall apart."""
+_KEYS = {
+    "name",
+    "native_size",
+    "largest_size",
+    "guidance",
+    "sampler",
+    "controls",
+    "inpaint",
+    "loras",
+    "embeddings",
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +45,8 @@ class Defaults:
     name: str
     native_size: Size
     guidance: float = 7.5
+    largest_size: Size | None = None
+    """(height, width) up to which it was trained, where it says so."""
     sampler: str | None = None
     """A sampler's name, or None for the scheduler in the folder."""
     controls: Mapping[str, Source | str] = field(default_factory=dict)
@@ -42,12 +60,28 @@ class Defaults:
     family: str | None = None
     """`"sd1"`, `"sd2"`, `"sdxl"`, or None for a model of its own."""
 
+    def unfamiliar(self, size: Size) -> str | None:
+        """What to say of a size (height, width) far from those the model knows; None for one that is near.
+
+        By its pixels: it knows up to 2.25 times more or fewer than its native ones, and those of its largest size where
+        it names one.
+        """
+        own, px = math.prod(self.native_size), math.prod(size)
+        largest = own if self.largest_size is None else math.prod(self.largest_size)
+        if own / _KNOWN <= px <= max(own * _KNOWN, largest):
+            return None
+        known = format_size(self.native_size)
+        if self.largest_size is not None:
+            known += f" to {format_size(self.largest_size)}"
+        expect = "forms that fall apart" if px < own else "things that repeat"
+        return f"size {format_size(size)}: this model knows {known}; expect {expect}"
+
 
 def read_defaults(source: Where = None) -> Defaults:
     """The defaults in a model's `rawdiff.json`; without one, those that follow from its configs.
 
-    The native size is then the UNet's `sample_size` times 8, the guidance 7.5, the ControlNets those that the
-    registry knows for the family. Raises WeightsError, HubError.
+    The native size is then the UNet's `sample_size` times 8, the guidance 7.5 (8.5 where the UNet is told it), the
+    ControlNets those that the registry knows for the family. Raises WeightsError, HubError.
     """
     opened = open_source(source)
     config = read_config(opened, "unet")
@@ -57,7 +91,8 @@ def read_defaults(source: Where = None) -> Defaults:
         return _from_file(opened, family)
     known = (registry.net_for(kind, family) for kind in ("depth", "normal", "canny")) if family else ()
     controls = {net.kind: net.alias for net in known if net is not None}
-    return Defaults(opened.name, _native_size(config, opened), controls=controls, family=family)
+    guidance = _TOLD if is_told(config) else Defaults.guidance
+    return Defaults(opened.name, _native_size(config, opened), guidance, controls=controls, family=family)
 
 
 def _native_size(config: Mapping[str, Any], source: Source) -> Size:
@@ -98,9 +133,14 @@ def _from_file(source: Source, family: str | None) -> Defaults:
         name=name,
         native_size=_size(table["native_size"], 1, f"{path}: native_size"),
         guidance=float(guidance),
+        largest_size=_size(table["largest_size"], 1, f"{path}: largest_size")
+        if "largest_size" in table
+        else None,
         sampler=sampler,
         controls={kind: source.child(folder) for kind, folder in folders.items()},
-        inpaint=None if inpaint is None else source.child(inpaint),
+        inpaint=None
+        if inpaint is None or source.merged
+        else source.child(inpaint),  # which is none of the sum
         loras=_files(source, table, "loras", str(path)),
         embeddings=_files(source, table, "embeddings", str(path)),
         family=family,

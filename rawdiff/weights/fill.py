@@ -99,6 +99,7 @@ def fill(
         if torch.finfo(dtype).max < torch.finfo(tensor.dtype).max:
             check_finite(moved, file.path, key, f" in {str(dtype).removeprefix('torch.')}; use fp32 or bf16")
         ready[target] = moved
+        del tensor, moved  # or they would be held while the next is read
     module.load_state_dict(ready, strict=True, assign=True)
     _fill_buffers(module, device)
     _check_no_meta(module)

@@ -23,6 +23,7 @@ from rawdiff.weights.choose import TOKENIZER_FILES, choose_weights, read_json, r
 from rawdiff.weights.devices import choose_device, choose_dtype
 from rawdiff.weights.fill import fill, plan_fill
 from rawdiff.weights.lora_layers import Layers
+from rawdiff.weights.merge import MERGED, Feeds, Summed, check_configs
 from rawdiff.weights.source import Source, open_source
 from rawdiff.weights.tensorfile import SafetensorsFile, TensorFile, open_tensors
 
@@ -96,7 +97,7 @@ def load_scheduler(source: Where = None) -> Any:
 
 def read_config(source: Where, part: str) -> dict[str, Any]:
     """The config of a part, as it stands in its file; raises WeightsError, HubError."""
-    opened = open_source(source)
+    opened = open_source(source).owner(part)
     folder = opened.holds_part(part)
     opened.folder(part)  # raises when there is none
     if opened.single is not None:
@@ -121,6 +122,7 @@ def part_files(source: Source, part: str) -> list[Path]:
 
     Raises WeightsError, HubError.
     """
+    source = source.owner(part)
     source.folder(part)
     if source.single is not None:
         return list(source.single.files(part).values())
@@ -153,18 +155,30 @@ def part_files(source: Source, part: str) -> list[Path]:
 def hashes(source: Where, *parts: str) -> dict[str, str]:
     """SHA-256 of every file that loading `parts` reads, by its path inside the source.
 
-    A file is read for it once a process, as long as its size and time stay. Raises WeightsError, HubError.
+    A file is read for it once a process, as long as its size and time stay. Those of another's VAE are called
+    `other vae/...`, those of what is merged beside the first `merged 2/...`. Raises WeightsError, HubError.
     """
-    opened = open_source(source)
+    model = open_source(source)
     found = {}
     for part in parts:
-        files = part_files(opened, part)
-        if opened.single is not None:
-            named = opened.single.files(part)
-        else:
-            named = {path.relative_to(opened.root).as_posix(): path for path in files}
-        found.update({name: digests.sha256(path) for name, path in named.items()})
+        opened = model.owner(part)
+        for k, one in enumerate(_summands(opened, part)):
+            prefix = f"other {part}/" if opened is not model else f"merged {k + 1}/" if k else ""
+            found.update({prefix + name: digests.sha256(path) for name, path in _named(one, part).items()})
     return found
+
+
+def _named(source: Source, part: str) -> dict[str, Path]:
+    """The files that loading a part reads, by their paths inside the source."""
+    files = part_files(source, part)
+    if source.single is not None:
+        return source.single.files(part)
+    return {path.relative_to(source.root).as_posix(): path for path in files}
+
+
+def _summands(source: Source, part: str) -> list[Source]:
+    """The sources that a part is the sum of: mostly one."""
+    return [one for one, _ in source.merged] if source.merged and part in MERGED else [source]
 
 
 def _load(
@@ -172,14 +186,52 @@ def _load(
 ) -> nn.Module:
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(chosen_device, dtype)
-    opened, part = open_source(source, say=say_on_stderr), PARTS[name]
-    config = _config(opened, part)
-    config_path, *weight_paths = part_files(opened, name)
-    module = build_empty(part, config, str(config_path))
-    with _opened(opened, name, module, weight_paths) as files:
+    opened = open_source(source, say=say_on_stderr).owner(name)
+    sources = _summands(opened, name)
+    modules = [_empty(one, PARTS[name]) for one in sources]
+    with contextlib.ExitStack() as stack:
+        feeds = [stack.enter_context(_planned(one, name, modules[0])) for one in sources]
+        if len(sources) > 1:
+            check_configs(
+                name, [str(one) for one in sources], [_settings(module, name) for module in modules]
+            )
+            _check_predictions(sources)
+            summed = Summed([(own, weight) for own, (_, weight) in zip(feeds, opened.merged, strict=True)])
+            return fill(modules[0], summed.feeds(), chosen_device, chosen_dtype)
+        return fill(modules[0], feeds[0], chosen_device, chosen_dtype)
+
+
+def _empty(source: Source, part: Part) -> nn.Module:
+    config = _config(source, part)
+    return build_empty(part, config, str(part_files(source, part.name)[0]))
+
+
+def _settings(module: Any, part: str) -> dict[str, Any]:
+    """A module's whole config, with what the file left to be assumed."""
+    return dict(module.config.to_dict() if PARTS[part].is_text else module.config)
+
+
+def _check_predictions(sources: list[Source]) -> None:
+    """Raise WeightsError where one network predicts noise and another v."""
+    found = [
+        load_scheduler(one).config.prediction_type
+        for one in sources
+        if one.holds_part("scheduler") is not None
+    ]
+    if len(set(found)) > 1:
+        raise WeightsError(
+            f"{sources[0]}: what its UNet and the others' predict differs ({', '.join(found)}): only models of one "
+            "family can be merged"
+        )
+
+
+@contextlib.contextmanager
+def _planned(source: Source, part: str, module: nn.Module) -> Iterator[Feeds]:
+    """For each tensor of `module` the file of `source` that feeds it, open for as long."""
+    config_path, *weight_paths = part_files(source, part)
+    with _opened(source, part, module, weight_paths) as files:
         where = str(files[0].path if len(files) == 1 else config_path.parent)
-        feeds = plan_fill(name, module, files, where)
-        return fill(module, feeds, chosen_device, chosen_dtype)
+        yield plan_fill(part, module, files, where)
 
 
 @contextlib.contextmanager
@@ -188,8 +240,7 @@ def _opened(source: Source, part: str, module: Any, paths: list[Path]) -> Iterat
     with contextlib.ExitStack() as stack:
         files: list[TensorFile] = []
         if source.single is not None:
-            config = module.config.to_dict() if PARTS[part].is_text else module.config
-            files.append(source.single.open(part, config))
+            files.append(source.single.open(part, _settings(module, part)))
             stack.callback(files[-1].close)
         else:
             for path in paths:

@@ -33,6 +33,9 @@ _PREDICTIONS = ("epsilon", "v_prediction")
 _CHANNELS = (4, 8, 9)
 """What a UNet may take: latents; with a picture (InstructPix2Pix); with a picture and its mask (inpainting)."""
 
+_TOLD = "time_embedding.cond_proj.weight"
+"""The layer by which a UNet in diffusers' names is told its guidance."""
+
 _TOKENIZERS = ("tokenizer", "tokenizer_2")
 _MODELSPEC = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
 
@@ -163,7 +166,17 @@ def open_single(path: Path, options: Options | None = None) -> SingleFile:
     configs = chosen.configs if chosen.configs is not None else FAMILIES / family
     channels = _channels(path, parts, shapes)
     scheduler, told = _prediction(path, family, channels, parts, shapes, metadata, chosen)
-    unet = {} if channels in (None, 4) or chosen.configs is not None else {"in_channels": channels}
+    unet: dict[str, Any] = {}
+    if chosen.configs is None:
+        unet |= {} if channels in (None, 4) else {"in_channels": channels}
+        if family == "sd2" and scheduler.get("prediction_type") == "epsilon":
+            unet["sample_size"] = (
+                64  # those that predict noise were trained at 512, those that predict v at 768
+            )
+        told_by = shapes.get(_TOLD)
+        if told_by is not None and len(told_by) == 2:  # a latent consistency model's
+            unet |= {"time_cond_proj_dim": told_by[1]}
+            scheduler = {"_class_name": "LCMScheduler", **scheduler}
     return SingleFile(path, chosen, parts, configs, scheduler, unet, (*notes, *told))
 
 

@@ -4,6 +4,7 @@ source = open_source("~/models/mine")         # a folder that exists wins over e
 source = open_source("model.safetensors")     # a checkpoint in one file (see `single`)
 source = open_source("sd1.5")                 # an alias: the registry says where it is
 source = open_source("OWNER/NAME")            # a hub id, resolved to one commit
+source = open_source("merge:A@0.6+B@0.4")     # the weighted sum of several (see `merge`)
 source.path("unet/config.json")               # fetched if need be
 """
 
@@ -17,7 +18,7 @@ from typing import Literal
 
 from rawdiff.errors import HubError, UsageError, WeightsError
 from rawdiff.say import Say, say_nothing
-from rawdiff.weights import registry
+from rawdiff.weights import merge, registry
 from rawdiff.weights.hub import Hub
 from rawdiff.weights.hub_errors import NotThereError
 from rawdiff.weights.single import Options, SingleFile, open_single, split_options
@@ -38,7 +39,7 @@ class Source:
 
     name: str
     """How messages and recipes call it: "embedded", a path, or OWNER/NAME."""
-    kind: Literal["embedded", "folder", "file", "hub"]
+    kind: Literal["embedded", "folder", "file", "hub", "merge"]
     root: Path
     """The folder on this disk; for a file, the one it is in; for a hub, where its files arrive."""
     base: str = ""
@@ -46,6 +47,10 @@ class Source:
     """The commit, for a hub."""
     snapshot: Snapshot | None = None
     single: SingleFile | None = None
+    vae: Source | None = None
+    """Where its VAE is, if that is another's (see `swap`)."""
+    merged: tuple[tuple[Source, float], ...] = ()
+    """What its networks are the weighted sum of, itself first, if they are one (see `merge`)."""
 
     def __str__(self) -> str:
         return f"{self.name}/{self.base}" if self.base else self.name
@@ -81,7 +86,11 @@ class Source:
             or "\\" in folder
         ):
             raise WeightsError(f"{self}: {folder[:80]!a} is no folder inside a model")
-        return replace(self, base=_join(self.base, folder))
+        return replace(self, base=_join(self.base, folder), vae=None, merged=())
+
+    def owner(self, part: str) -> Source:
+        """The source that a part is taken from: this one, but for a VAE of another's."""
+        return self.vae if part == "vae" and self.vae is not None else self
 
     def holds_part(self, part: str) -> str | None:
         """The folder of a part: `part` itself, `""` for a file or when the source is that part alone, or None."""
@@ -121,7 +130,7 @@ def open_source(
     hub: Hub | None = None,
     say: Say = say_nothing,
 ) -> Source:
-    """Find a model: None or "embedded", a folder, a file, an alias of the registry, or a hub's OWNER/NAME.
+    """Find a model: None or "embedded", a folder, a file, an alias of the registry, a hub's OWNER/NAME, or a merge.
 
     A hub's files are fetched part by part, when asked for. `say` gets a line when a mirror is used, a download
     starts, or a file leaves something to be assumed. Raises UsageError (a name that is nothing), WeightsError (no
@@ -134,6 +143,11 @@ def open_source(
     text = str(source)
     if not text or not text.isprintable():
         raise UsageError(f"model {text[:80]!a}: expected a folder, a file, an alias or OWNER/NAME")
+    if text.startswith(merge.PREFIX) and not Path(text).exists():
+        if revision is not None:
+            raise UsageError(f"revision {revision}: of a merge, it cannot be told whose; leave it out")
+        found = [(open_source(name, offline=offline, hub=hub, say=say), w) for name, w in merge.parse(text)]
+        return replace(found[0][0], name=text, kind="merge", merged=tuple(found))
     text, options = split_options(text)
     path = Path(text).expanduser()
     if path.is_dir():

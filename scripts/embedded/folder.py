@@ -71,6 +71,7 @@ def write_index(folder: Path) -> None:
     own = {
         "name": "solids",
         "native_size": [128, 128],
+        "largest_size": [512, 768],  # trained up to there, lying or standing
         "guidance": 3.0,  # beyond it colours leave their objects: measured, see the card
         "sampler": None,
         **({"inpaint": "unet_inpaint"} if (folder / "unet_inpaint").is_dir() else {}),

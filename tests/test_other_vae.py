@@ -1,0 +1,233 @@
+"""A VAE swapped by itself: its scale, its hash in the recipe, remade and saved, and refused where it does not fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import rawdiff
+from rawdiff import Model, recipe, weights
+from rawdiff.errors import InputError, UsageError, WeightsError
+from tests import original_keys
+from tests.checkpoints import UNET, original, small_checkpoint, write, write_header
+from tests.cli_run import pixels
+from tests.cli_run import rawdiff as command
+from tests.reference import check, hint, matters, reference, silent
+from tests.small_models import small_folder, small_scheduler, small_unet, small_vae
+
+pytest_plugins = ["tests.cli_fixtures"]
+
+SCALE = 0.31
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that is a VAE and nothing else, of a scale of its own."""
+    folder = tmp_path_factory.mktemp("vaes") / "other"
+    small_vae(77, scaling_factor=SCALE).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def swapped(model: Path, other: Path) -> Model:
+    return rawdiff.load(model, vae=other, device="cpu")
+
+
+def drawn(model: Model, **options: Any) -> Any:
+    given = {"size": (64, 64), "steps": 2, "seed": 3, "say": silent, **options}
+    run = model.prepare("a red cube", **given)
+    list(run)
+    return run
+
+
+def picture(run: Any) -> np.ndarray:
+    return np.asarray(run.image())
+
+
+def test_the_other_vae_decodes_and_the_rest_stays(model: Path, other: Path, swapped: Model) -> None:
+    own = rawdiff.load(model, device="cpu")
+    assert swapped.vae.config.scaling_factor == SCALE
+    for name, value in small_vae(77).state_dict().items():
+        assert torch.equal(swapped.vae.state_dict()[name], value), name
+    with_other, with_own = drawn(swapped), drawn(own)
+    assert torch.equal(with_other.latents, with_own.latents)
+    assert not np.array_equal(picture(with_other), picture(with_own))
+
+
+def test_parity_with_its_own_scale(swapped: Model, model: Path) -> None:
+    """Image to image, where it both encodes and decodes."""
+    own = small_scheduler()
+    image = hint((64, 64), 1)
+    options: dict[str, Any] = {"steps": 6, "guidance": 5.0, "strength": 0.6, "image": image, "sampler": own}
+    run = swapped.prepare("a red cube", size=(64, 64), seed=3, say=silent, **options)
+    theirs = reference(
+        swapped, own, "a red cube", seeds=[3], size=(64, 64), image=image,
+        strength=0.6, num_inference_steps=6, guidance_scale=5.0,
+    )  # fmt: skip
+    run = check(run, theirs)
+    mine = rawdiff.load(model, device="cpu")
+    matters(run, mine.prepare("a red cube", size=(64, 64), seed=3, say=silent, **options))
+
+
+@pytest.mark.parametrize("form", ["folder in a model", "plain file", "original file", "ckpt"])
+def test_every_form(model: Path, other: Path, swapped: Model, tmp_path: Path, form: str) -> None:
+    vae = small_vae(77, scaling_factor=SCALE)
+    if form == "folder in a model":
+        source: Any = shutil.copytree(model, tmp_path / "whole")
+        shutil.rmtree(tmp_path / "whole" / "vae")
+        shutil.copytree(other, tmp_path / "whole" / "vae")
+    else:
+        configs = tmp_path / "configs"
+        shutil.copytree(other, configs / "vae")
+        named = vae.state_dict() if form == "plain file" else original("vae", vae)
+        suffix = "ckpt" if form == "ckpt" else "safetensors"
+        source = f"{write(tmp_path / f'vae.{suffix}', named)}#config={configs}"
+    found = rawdiff.load(model, vae=source, device="cpu", say=silent)
+    assert found.vae.config.scaling_factor == SCALE
+    assert np.array_equal(picture(drawn(found)), picture(drawn(swapped)))
+
+
+def test_a_file_without_a_vae_draws_with_another(
+    model: Path, other: Path, swapped: Model, tmp_path: Path
+) -> None:
+    held = {
+        name: value for name, value in small_checkpoint().items() if not name.startswith("first_stage_model.")
+    }
+    file = write(tmp_path / "model.safetensors", held)
+    assert any(name.startswith(UNET) for name in held)
+    with pytest.raises(WeightsError, match="holds no vae"):
+        rawdiff.load(f"{file}#config={model}", device="cpu")
+    found = rawdiff.load(f"{file}#config={model}", vae=other, device="cpu", say=silent)
+    assert np.array_equal(picture(drawn(found, guidance=4.0)), picture(drawn(swapped)))
+
+
+def test_a_file_by_itself_is_of_the_models_family(tmp_path: Path, model: Path) -> None:
+    """Its scale is SDXL's beside an SDXL, without a word, and SD1's, with one, beside a model of its own."""
+    vae = write_header(tmp_path / "vae.safetensors", dict(original_keys.vae()))
+    scales = []
+    for family in ("sd1", "sd2", "sdxl"):
+        path = write_header(tmp_path / f"{family}.safetensors", original_keys.checkpoint(family))
+        notes: list[str] = []
+        opened = weights.with_vae(weights.open_source(path), str(vae), say=notes.append)
+        scales.append(weights.read_config(opened, "vae")["scaling_factor"])
+        assert notes == []
+    assert scales == [0.18215, 0.18215, 0.13025]
+    notes = []
+    weights.with_vae(weights.open_source(model), str(vae), say=notes.append)
+    assert len(notes) == 1
+    assert "add #sdxl" in notes[0]
+
+
+# Recipes.
+
+
+def test_gen_and_from(here: Path, model: Path, other: Path) -> None:
+    words = ["gen", "-p", "a red cube", "--size", "64x64", "--steps", "2", "--seed", "3"]
+    [path] = command(*words, "--vae", other).ok().lines
+    [plain] = command(*words).ok().lines
+    assert not np.array_equal(pixels(path), pixels(plain))
+    found = recipe.read(path)
+    digests = weights.hashes(other, "vae")
+    assert {f"other vae/{name}": value for name, value in digests.items()}.items() <= found["picture"][
+        "weights"
+    ].items()
+    assert not any(name.startswith("vae/") for name in found["picture"]["weights"])
+    assert found["made"]["vae"] == {"name": str(other), "kind": "folder"}
+    assert found["id"] != recipe.read(plain)["id"]
+    [again] = command("gen", "--from", path).ok().lines
+    assert np.array_equal(pixels(again), pixels(path))
+    assert recipe.read(again)["id"] == found["id"]
+    [dropped] = command("gen", "--from", path, "--vae", "none").ok().lines
+    assert np.array_equal(pixels(dropped), pixels(plain))
+    assert recipe.read(dropped)["id"] == recipe.read(plain)["id"]
+    [added] = command("gen", "--from", plain, "--vae", other).ok().lines
+    assert recipe.read(added)["id"] == found["id"]
+    told = command("info", path).ok().lines
+    assert [line.split() for line in told if line.split()[0] == "vae"] == [["vae", str(other)]]
+
+
+def test_from_refuses_a_changed_or_missing_vae(here: Path, other: Path) -> None:
+    mine = shutil.copytree(other, here / "mine")
+    words = ["gen", "-p", "a red cube", "--size", "64x64", "--steps", "1", "--seed", "3"]
+    [path] = command(*words, "--vae", mine).ok().lines
+    config = mine / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"scaling_factor": 0.5}))
+    changed = command("gen", "--from", path)
+    assert changed.code == 4
+    assert "other vae/config.json has SHA-256" in changed.error
+    shutil.rmtree(mine)
+    gone = command("gen", "--from", path)
+    assert gone.code == 4
+    assert "its vae is a folder" in gone.error
+    assert "--vae" in gone.error
+
+
+def test_a_batch(here: Path, other: Path) -> None:
+    (here / "m.jsonl").write_text(
+        json.dumps({"prompt": "a red cube", "steps": 2, "size": "64x64", "seed": 3})
+    )
+    [path] = command("batch", "m.jsonl", "--vae", other).ok().lines
+    assert recipe.read(path)["made"]["vae"]["name"] == str(other)
+    [same] = command("batch", "m.jsonl", "--vae", other).ok().lines
+    assert same == path
+    [plain] = command("batch", "m.jsonl").ok().lines
+    assert plain != path
+    (here / "n.jsonl").write_text(json.dumps({"prompt": "a", "vae": "x"}))
+    refused = command("batch", "n.jsonl")
+    assert refused.code == 3
+    assert "give --vae on the command line" in refused.error
+
+
+def test_saved_and_resumed(model: Path, swapped: Model, tmp_path: Path) -> None:
+    whole = drawn(swapped)
+    half = swapped.prepare("a red cube", size=(64, 64), steps=2, seed=3, say=silent)
+    next(half)
+    half.save(tmp_path / "half.run")
+    resumed = swapped.resume(tmp_path / "half.run", say=silent)
+    list(resumed)
+    assert np.array_equal(picture(resumed), picture(whole))
+    with pytest.raises(InputError, match=r"differs in weights: weights\.other vae/"):
+        rawdiff.load(model, device="cpu").resume(tmp_path / "half.run", say=silent)
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"latent_channels": 16}, "a VAE of 16 latent channels, expected 4"),
+        ({"block_out_channels": [8, 16, 16]}, "a VAE of 4 pixels a latent, expected 8"),
+        ({"_class_name": "UNet2DConditionModel"}, "class 'UNet2DConditionModel', expected AutoencoderKL"),
+    ],
+)
+def test_one_that_does_not_fit(here: Path, other: Path, changes: dict[str, Any], words: str) -> None:
+    """Before a weight is read, on one line, with the exit code of weights."""
+    folder = shutil.copytree(other, here / "bad")
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    (folder / "diffusion_pytorch_model.safetensors").unlink()
+    done = command("gen", "-p", "a", "--vae", folder, "--dry-run")
+    assert (done.code, done.out) == (4, "")
+    assert words in done.error
+    assert str(folder) in done.error
+
+
+def test_what_is_no_vae(model: Path, tmp_path: Path) -> None:
+    small_unet(0).save_pretrained(tmp_path / "unet")
+    with pytest.raises(WeightsError, match="expected AutoencoderKL; it is a unet"):
+        rawdiff.load(model, vae=tmp_path / "unet")
+    with pytest.raises(WeightsError, match="no such folder or file"):
+        rawdiff.load(model, vae=tmp_path / "none")
+    with pytest.raises(UsageError, match="vae: found int, expected a folder"):
+        rawdiff.load(model, vae=3)  # type: ignore[arg-type]
+    folder = small_folder(tmp_path / "without", nets=())
+    shutil.rmtree(folder / "vae")
+    with pytest.raises(WeightsError, match=r"no vae/ folder"):
+        rawdiff.load(model, vae=folder)
