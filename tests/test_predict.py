@@ -104,7 +104,7 @@ def test_timesteps_are_tensors_on_the_device() -> None:
         prepare(plan, conditions(hints=1), UNET, NETS[:1], exact=Exact(time=False))(X, plan.rows[2])
         prepare(plan, conditions(hints=1), UNET, NETS[:1])(X, plan.rows[2])
     assert len(calls) == 4
-    for k, (_, t, _) in enumerate(calls):
+    for k, (_, t, *_) in enumerate(calls):
         assert isinstance(t, Tensor)
         assert t.dtype == torch.float32
         assert t.tolist() == ([plan.rows[2].t] if k < 2 else [row.t for row in plan.rows])

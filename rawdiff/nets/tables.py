@@ -6,17 +6,18 @@ They follow the weights that they were computed from (`Derived`): `Bound.refresh
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from rawdiff.nets import attention, blocks, resnet
+from rawdiff.nets import added, attention, blocks, resnet
+from rawdiff.nets.added import Added
 from rawdiff.nets.derived import Derived
 from rawdiff.nets.exact import Exact
 from rawdiff.nets.memory import telling_out_of_memory
 
-__all__ = ["BOTH", "COND", "UNCOND", "Bound", "TimeTable", "keys_and_values"]
+__all__ = ["BOTH", "COND", "UNCOND", "Bound", "Telling", "TimeTable", "keys_and_values"]
 
 UNCOND, COND, BOTH = 0, 1, 2
 """Which half of guidance a network is run on."""
@@ -31,14 +32,27 @@ def _weights(layers: Sequence[nn.Module]) -> list[Tensor]:
     return [weight for layer in layers for weight in layer.parameters()]
 
 
-class TimeTable:
-    """Every ResNet's projection of the time, for all timesteps of a run: [timesteps, sum of C], a row each."""
+class Telling(NamedTuple):
+    """A text as a network is given it, for one half or for both."""
 
-    def __init__(self, net: Any, times: Mapping[float, Tensor]) -> None:
+    text: Tensor
+    """[N,T,D]"""
+    told: Added | None = None
+    """Pooled text and sizes, for a network that takes them."""
+
+
+class TimeTable:
+    """Every ResNet's projection of the time, for all timesteps of a run: [timesteps, sum of C], a row each.
+
+    Of a network that is `told` more with the time, N rows each, one for each of the N texts.
+    """
+
+    def __init__(self, net: Any, times: Mapping[float, Tensor], told: Added | None = None) -> None:
         """`times`: each timestep as the host knows it, and as the device does ([1] fp32)."""
-        self._net = net
+        self._net, self._told = net, told
         self._resnets = [m for m in net.modules() if type(m).__name__ == "ResnetBlock2D"]
-        self._sources = _weights([net.time_embedding, *(block.time_emb_proj for block in self._resnets)])
+        first = [net.time_embedding] if told is None else [net.time_embedding, net.add_embedding]
+        self._sources = _weights([*first, *(block.time_emb_proj for block in self._resnets)])
         self._rows: dict[float, resnet.Shifts] = {}
         self._tables: list[Derived] = []
         self._add(times)
@@ -54,15 +68,17 @@ class TimeTable:
 
         def compute() -> list[Tensor]:
             emb = blocks.embed_time(self._net, t, t.to(self._net.conv_in.weight.dtype))
+            if self._told is not None:  # [times,1,E] + [N,E]
+                emb = (emb[:, None] + added.embed(self._net, self._told)).flatten(0, 1)
             return [torch.cat([resnet.project(block, emb).flatten(1) for block in self._resnets], dim=1)]
 
         table = Derived(self._sources, compute)
         self._tables.append(table)
         (packed,) = table.tensors  # a timestep is one piece of memory, to be copied at once
         widths = [resnet.width(block) for block in self._resnets]
-        form = tuple(zip(self._resnets, widths, strict=True))
-        for k, t_host in enumerate(times):
-            self._rows[t_host] = resnet.Shifts(form, packed[k : k + 1])
+        form, count = tuple(zip(self._resnets, widths, strict=True)), len(packed) // len(times)
+        for t_host, rows in zip(times, packed.view(len(times), count, -1), strict=True):
+            self._rows[t_host] = resnet.Shifts(form, rows)
 
     def refresh(self) -> None:
         """Follow the weights."""
@@ -76,18 +92,23 @@ class Bound:
     def __init__(
         self,
         net: Any,
-        texts: Sequence[tuple[Tensor | None, Tensor]],
+        tellings: Sequence[tuple[Telling | None, Telling]],
         times: Mapping[float, Tensor],
         exact: Exact,
     ) -> None:
-        """`texts`: each context for both halves of guidance, [2B,T,D] or None, and for cond alone, [B,T,D]."""
+        """`tellings`: each context for both halves of guidance, [2B,...] or None, and for cond alone, [B,...]."""
         self.net = net
+        self._tellings = tellings
         self._texts: list[tuple[attention.Text | None, attention.Text, attention.Text | None]] = []
         self._derived: list[Derived] = []
         with telling_out_of_memory("the text's keys and values", net.conv_in.weight.device):
-            for both, cond in texts:
-                self._texts.append(self._held(both, cond) if exact.kv else _halves(both, cond))
-            self._times = TimeTable(net, times) if exact.time else None
+            for both, cond in tellings:
+                texts = None if both is None else both.text, cond.text
+                self._texts.append(self._held(*texts) if exact.kv else _halves(*texts))
+            # Where nothing is told with the time, all contexts have one table.
+            told = [(cond if both is None else both).told for both, cond in tellings]
+            own = told if any(one is not None for one in told) else told[:1]
+            self._times = [TimeTable(net, times, one) for one in own] if exact.time else []
 
     def _held(
         self, both: Tensor | None, cond: Tensor
@@ -109,16 +130,37 @@ class Bound:
         assert found is not None, "a guided row needs an uncond context"
         return found
 
-    def time(self, t: float, t_device: Tensor) -> Tensor | resnet.Shifts:
-        """A timestep as its row of the table, or as itself ([1] fp32)."""
-        return t_device if self._times is None else self._times.row(t, t_device)
+    def time(self, t: float, t_device: Tensor, k: int, half: int) -> Tensor | resnet.Shifts:
+        """A timestep as its row of the table of context `k`, for UNCOND, COND or BOTH; or as itself ([1] fp32)."""
+        if not self._times:
+            return t_device
+        row = self._times[min(k, len(self._times) - 1)].row(t, t_device)
+        both, cond = self._tellings[k]
+        if cond.told is None or both is None or half == BOTH:
+            return row
+        return row.rows(_rows(len(cond.text), half))
+
+    def told(self, k: int, half: int) -> Added | None:
+        """What is told beside a timestep as itself; None where there is nothing, or a row holds it."""
+        both, cond = self._tellings[k]
+        whole = (cond if both is None else both).told
+        if self._times or whole is None:
+            return None
+        if both is None or half == BOTH:
+            return whole
+        return Added(*(part[_rows(len(cond.text), half)] for part in whole))
 
     def refresh(self) -> None:
         """Follow the weights, where they were changed in place."""
         for held in self._derived:
             held.refresh()
-        if self._times is not None:
-            self._times.refresh()
+        for table in self._times:
+            table.refresh()
+
+
+def _rows(count: int, half: int) -> slice:
+    """Where one half of `count` texts stands in what is told to both."""
+    return slice(count) if half == UNCOND else slice(count, None)
 
 
 def _halves(both: Tensor | None, cond: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:

@@ -23,7 +23,7 @@ diffusers and transformers are imported when a part is loaded, not before.
 from __future__ import annotations
 
 from rawdiff.weights.adapters import Adapters
-from rawdiff.weights.defaults import Defaults, read_defaults
+from rawdiff.weights.defaults import Defaults, read_defaults, vae_dtype
 from rawdiff.weights.devices import check_memory, choose_device, choose_dtype, free_bytes, use_real_cores
 from rawdiff.weights.embedding import Embedding, check_trigger, read_embedding
 from rawdiff.weights.hub import Hub
@@ -78,4 +78,5 @@ __all__ = [
     "read_embedding",
     "read_lora",
     "use_real_cores",
+    "vae_dtype",
 ]
