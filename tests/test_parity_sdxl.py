@@ -41,13 +41,13 @@ def controls(model: Model) -> list[Control]:
     return [
         Control("some", hint(SIZE, k), weight=weight, start=start, end=end, net=net)
         for k, (net, weight, start, end) in enumerate(
-            zip(own, (0.8, 0.5), (0.0, 0.25), (0.75, 1.0), strict=True)
+            zip(own, (0.8, 0.5), (0.25, 0.0), (1.0, 0.5), strict=True)
         )
     ]
 
 
 def scheduler() -> Any:
-    return small_scheduler("EulerDiscreteScheduler")
+    return small_scheduler("DDIMScheduler")
 
 
 def prepared(model: Model, prompt: Any = PROMPT, **options: Any) -> Run:
@@ -105,6 +105,24 @@ def test_text(model: Model) -> None:
         matters(run, told(model, fresh, in_contexts(change)))
     matters(run, told(model, fresh, lambda given: replace(given, ids=given.ids * 0.5)))
     assert fresh.conditions.contexts[0].cond.shape[-1] == TEXT_WIDTH + SECOND_WIDTH
+
+
+def test_its_own_sampler(model: Model) -> None:
+    """Euler's, as SDXL's folders have it."""
+    run = check(
+        model.prepare(PROMPT, size=SIZE, seed=3, steps=STEPS, say=silent),
+        reference(
+            model,
+            model.scheduler,
+            PROMPT,
+            seeds=[3],
+            size=SIZE,
+            num_inference_steps=STEPS,
+            guidance_scale=4.0,
+        ),
+    )
+    assert run.sampler.name == "EulerDiscreteScheduler"
+    matters(run, model.prepare(NEGATIVE, size=SIZE, seed=3, steps=STEPS, say=silent))
 
 
 def test_negative_prompt(model: Model) -> None:
