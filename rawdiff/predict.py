@@ -15,7 +15,7 @@ from torch import Tensor
 from rawdiff.conditions import Conditions, Context
 from rawdiff.errors import UsageError
 from rawdiff.graphs import EAGER, Runner
-from rawdiff.nets import added, blocks, calls, controlnet, unet
+from rawdiff.nets import blocks, calls, controlnet, unet
 from rawdiff.nets.added import Added
 from rawdiff.nets.controlnet import Residuals
 from rawdiff.nets.derived import Derived
@@ -23,7 +23,7 @@ from rawdiff.nets.exact import EVERYTHING, Exact
 from rawdiff.nets.exact import check as check_exact
 from rawdiff.nets.halves import spread
 from rawdiff.nets.memory import telling_out_of_memory
-from rawdiff.nets.tables import BOTH, COND, UNCOND, Bound, Telling
+from rawdiff.nets.tables import BOTH, COND, UNCOND, Bound, Telling, taken
 from rawdiff.plan import Plan, Row
 from rawdiff.prediction import Predict, Prediction, guide
 from rawdiff.probes import NO_PROBE, ProbeLike
@@ -205,7 +205,7 @@ def prepare(
     texts = [_on(context, conditions.ids, device, dtype) for context in conditions.contexts]
     times = {row.t: row.t_device() for row in plan.rows}
     seen_by_unet = None if inpaint is None else inpaint.to(device, dtype)
-    networks = _Networks(Bound(net, _for(net, texts), times, exact), exact, runner, hold, seen_by_unet)
+    networks = _Networks(Bound(net, taken(net, texts), times, exact), exact, runner, hold, seen_by_unet)
     for k, (module, hint) in enumerate(zip(nets, conditions.hints, strict=True)):
         if not plan.active(k):
             networks.add(None)
@@ -219,7 +219,7 @@ def prepare(
         networks.add(
             _Control(
                 name=f"controlnet {names[k] if names else k}",
-                network=Bound(module, _for(module, seen), times, exact),
+                network=Bound(module, taken(module, seen), times, exact),
                 features=features,
                 cond_only=alone,
                 guess=None if scales is None else scales.to(device),
@@ -251,14 +251,3 @@ def _on(
         ids.to(device).repeat_interleave(count, dim=0),
     )
     return Telling(both, whole), Telling(both[-count:], told)
-
-
-def _for(
-    net: Any, tellings: Sequence[tuple[Telling | None, Telling]]
-) -> list[tuple[Telling | None, Telling]]:
-    """What of the contexts this network takes."""
-    if not added.takes(net):
-        return [(None if both is None else Telling(both.text), Telling(cond.text)) for both, cond in tellings]
-    if any(one is not None and one.told is None for pair in tellings for one in pair):
-        raise UsageError("this network is told pooled text and sizes (SDXL): the conditions have none")
-    return list(tellings)

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rawdiff.errors import UsageError
 from rawdiff.nets import added, attention, blocks, resnet
 from rawdiff.nets.added import Added
 from rawdiff.nets.derived import Derived
 from rawdiff.nets.exact import Exact
 from rawdiff.nets.memory import telling_out_of_memory
 
-__all__ = ["BOTH", "COND", "UNCOND", "Bound", "Telling", "TimeTable", "keys_and_values"]
+__all__ = ["BOTH", "COND", "UNCOND", "Bound", "Telling", "TimeTable", "keys_and_values", "taken"]
 
 UNCOND, COND, BOTH = 0, 1, 2
 """Which half of guidance a network is run on."""
@@ -39,6 +40,19 @@ class Telling(NamedTuple):
     """[N,T,D]"""
     told: Added | None = None
     """Pooled text and sizes, for a network that takes them."""
+
+
+Tellings = Sequence[tuple[Telling | None, Telling]]
+"""Each context for both halves of guidance, [2B,...] or None, and for cond alone, [B,...]."""
+
+
+def taken(net: Any, tellings: Tellings) -> Tellings:
+    """What of them a network takes; UsageError where it is told more than there is."""
+    if not added.takes(net):
+        return [(None if both is None else Telling(both.text), Telling(cond.text)) for both, cond in tellings]
+    if any(one is not None and one.told is None for pair in tellings for one in pair):
+        raise UsageError("this network is told pooled text and sizes (SDXL): the conditions have none")
+    return tellings
 
 
 class TimeTable:
@@ -89,14 +103,7 @@ class TimeTable:
 class Bound:
     """A network with a run's texts and timesteps: as they are, or as what the network makes of them."""
 
-    def __init__(
-        self,
-        net: Any,
-        tellings: Sequence[tuple[Telling | None, Telling]],
-        times: Mapping[float, Tensor],
-        exact: Exact,
-    ) -> None:
-        """`tellings`: each context for both halves of guidance, [2B,...] or None, and for cond alone, [B,...]."""
+    def __init__(self, net: Any, tellings: Tellings, times: Mapping[float, Tensor], exact: Exact) -> None:
         self.net = net
         self._tellings = tellings
         self._texts: list[tuple[attention.Text | None, attention.Text, attention.Text | None]] = []
