@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rawdiff.version import __version__
 
 if TYPE_CHECKING:
+    from rawdiff.conditions import SizeIds as SizeIds
     from rawdiff.model import Control as Control
     from rawdiff.model import Model as Model
     from rawdiff.model import Run as Run
@@ -32,10 +33,11 @@ _HOMES = {
     "NO_PROBE": "rawdiff.probes",
     "Probe": "rawdiff.probes",
     "Run": "rawdiff.model",
+    "SizeIds": "rawdiff.conditions",
     "load": "rawdiff.model",
 }
 
-__all__ = ["NO_PROBE", "Control", "Exact", "Model", "Probe", "Run", "__version__", "load"]
+__all__ = ["NO_PROBE", "Control", "Exact", "Model", "Probe", "Run", "SizeIds", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:

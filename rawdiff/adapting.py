@@ -18,20 +18,20 @@ _Pairs = tuple[tuple[weights.Lora, float], ...]
 
 
 class Adapting:
-    """The LoRAs of a text encoder and of each UNet that runs with it, one UNet's at a time.
+    """The LoRAs of a model's text encoders and of each UNet that runs with them, one UNet's at a time.
 
     An inpainting UNet has the layers of the model's own by the same names, so that a LoRA fits either.
     """
 
-    def __init__(self, text_encoder: Any, device: torch.device) -> None:
-        self._text_encoder, self._device = text_encoder, device
+    def __init__(self, text_encoders: Sequence[Any], device: torch.device) -> None:
+        self._text_encoders, self._device = tuple(text_encoders), device
         self._of: dict[int, weights.Adapters] = {}
         self._on: dict[int, _Pairs] = {}
 
     def of(self, unet: Any) -> weights.Adapters:
-        """The LoRAs of this UNet and the text encoder."""
+        """The LoRAs of this UNet and the text encoders."""
         if id(unet) not in self._of:  # whose layers are held from here on, so that the id stays its own
-            self._of[id(unet)] = weights.Adapters(unet, self._text_encoder, device=self._device)
+            self._of[id(unet)] = weights.Adapters(unet, *self._text_encoders, device=self._device)
         return self._of[id(unet)]
 
     def put_on(self, unet: Any, added: Sequence[AddedLora], probe: ProbeLike = NO_PROBE) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rawdiff.conditions import SizeIds
 from rawdiff.errors import InputError, UsageError
 from rawdiff.limits import FITS, check_text
 from rawdiff.noise import Noise
@@ -30,6 +31,7 @@ __all__ = [
     "check_nets",
     "check_number",
     "check_path",
+    "check_size_ids",
     "check_whole",
     "count_prompts",
     "describe_scheduler",
@@ -83,6 +85,30 @@ def check_fit(fit: object) -> None:
     """Raise UsageError unless `fit` is a way of fitting a map, or None; there may be no map to notice."""
     if fit is not None and (not isinstance(fit, str) or fit not in FITS):
         raise UsageError(f"fit {shown(fit)}: expected {', '.join(FITS)}, or None")
+
+
+def check_size_ids(given: object, *, told: bool) -> None:
+    """Raise UsageError unless it is a SizeIds that makes sense, for a model that is `told` sizes, or None."""
+    if given is None:
+        return
+    if not isinstance(given, SizeIds):
+        raise UsageError(
+            f"size_ids {shown(given)}: expected a rawdiff.SizeIds(original=(height, width), ...)"
+        )
+    if not told:
+        raise UsageError("size_ids: this model is told no sizes, only SDXL is: leave them out")
+    for name, low in (("original", 1), ("crop", 0), ("target", 1)):
+        pair = getattr(given, name)
+        if pair is None and name != "crop":
+            continue
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise UsageError(f"size_ids: {name} {shown(pair)}: expected two whole numbers of pixels")
+        for number in pair:
+            check_whole(f"size_ids: {name}", number, low)
+    if given.negative is not None:
+        check_size_ids(given.negative, told=told)
+        if given.negative.negative is not None:
+            raise UsageError("size_ids: the negative has a negative of its own: leave that out")
 
 
 def check_path(what: str, value: object) -> Path:

@@ -64,16 +64,23 @@ def load(
     opened = weights.with_vae(opened, vae, offline=offline, say=say)
     place: dict[str, Any] = {"device": chosen, "dtype": kind}
     with probe("load"):
+        defaults = weights.read_defaults(opened)
+        second: dict[str, Any] = {}
         with probe("tokenizer", host=True):
             tokenizer = weights.load_tokenizer(opened)
+            if defaults.two_encoders:
+                second["tokenizer_2"] = weights.load_tokenizer(opened, "tokenizer_2")
         with probe("text encoder"):
             text_encoder = weights.load_text_encoder(opened, **place)
             runner.keep([text_encoder])
+            if defaults.two_encoders:
+                second["text_encoder_2"] = weights.load_text_encoder_2(opened, **place)
+                runner.keep([second["text_encoder_2"]])
         with probe("unet"):
             unet = weights.load_unet(opened, **place)
             runner.keep([unet])
         with probe("vae"):
-            vae = weights.load_vae(opened, **place)
+            vae = weights.load_vae(opened, device=chosen, dtype=weights.vae_dtype(opened, defaults, kind))
             runner.keep([vae])
         model = Model(
             source=opened,
@@ -84,11 +91,12 @@ def load(
             scheduler=weights.load_scheduler(opened),
             device=chosen,
             dtype=kind,
-            defaults=weights.read_defaults(opened),
+            defaults=defaults,
             nets=known,
             runner=runner,
             offline=offline,
             say=say,
+            **second,
         )
     for name in controls:
         model.net(name, probe=probe)

@@ -13,42 +13,23 @@ from rawdiff.adapting import Adapting
 from rawdiff.controls import Control
 from rawdiff.errors import UsageError, WeightsError
 from rawdiff.extras import AddedEmbedding, AddedLora, Extras
+from rawdiff.files import check_embeddings, check_inpaint, part_hashes
 from rawdiff.geometry import Size
 from rawdiff.graphs import EAGER, Frugal, Runner
 from rawdiff.nets.unet import INPAINT_CHANNELS, check_channels
 from rawdiff.probes import NO_PROBE, ProbeLike
+from rawdiff.prompts import Reader
 from rawdiff.say import Say, say_on_stderr
 from rawdiff.vocabulary import Vocabulary, add_words
 
-__all__ = ["PARTS", "Parts", "part_hashes", "unet_config"]
-
-PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
-"""What every model has."""
-
-
-def unet_config(source: weights.Source, defaults: weights.Defaults, *, masked: bool) -> dict[str, Any]:
-    """The config of the UNet that runs with a mask, or without one; UsageError where no UNet of the model can."""
-    own = weights.read_config(source, "unet")
-    if masked and defaults.inpaint is not None:
-        config = weights.read_config(defaults.inpaint, "unet")
-        _check_inpaint(config, own)
-        return config
-    check_channels(own.get("in_channels", 4), masked=masked)
-    return own
-
-
-def part_hashes(source: weights.Source, defaults: weights.Defaults, *, masked: bool) -> dict[str, str]:
-    """SHA-256 of the files of every part that a run with a mask, or without one, computes with, by path."""
-    if not masked or defaults.inpaint is None:
-        return weights.hashes(source, *PARTS)
-    others = weights.hashes(source, *(part for part in PARTS if part != "unet"))
-    return others | weights.hashes(defaults.inpaint, "unet")
+__all__ = ["Parts"]
 
 
 class Parts:
     """The raw parts: `unet`, `vae`, `text_encoder`, `tokenizer`, `scheduler`, and ControlNets by `net`.
 
-    Raises WeightsError for a part that cannot be run here.
+    SDXL's second text encoder and its tokenizer are `text_encoder_2` and `tokenizer_2`, None in other models. Raises
+    WeightsError for a part that cannot be run here.
     """
 
     def __init__(
@@ -63,15 +44,18 @@ class Parts:
         device: torch.device,
         dtype: torch.dtype,
         defaults: weights.Defaults,
+        text_encoder_2: Any = None,
+        tokenizer_2: Any = None,
         nets: Mapping[str, Any] | None = None,
         runner: Runner = EAGER,
         offline: bool = False,
         say: Say = say_on_stderr,
     ) -> None:
-        _check(unet, vae, text_encoder)
+        _check(unet, vae, text_encoder, text_encoder_2)
         self.source, self.defaults = source, defaults
         self.unet, self.vae = unet, vae
         self.text_encoder, self.tokenizer = text_encoder, tokenizer
+        self.text_encoder_2, self.tokenizer_2 = text_encoder_2, tokenizer_2
         self.scheduler = scheduler
         self.device, self.dtype = device, dtype
         self.runner = runner
@@ -81,11 +65,16 @@ class Parts:
         self._inpaint: Any = None
         self._offline, self._say = offline, say
         self.extras = Extras(source, defaults)
-        self._adapting = Adapting(text_encoder, device)
+        self._adapting = Adapting(self.text_encoders, device)
 
     def __repr__(self) -> str:
         kinds = ", ".join(self.controls) or "no controls"
         return f"{type(self).__name__}({self.source.name!r}, {kinds}, {self.device}, {self.dtype})"
+
+    @property
+    def text_encoders(self) -> tuple[Any, ...]:
+        """The one, or both."""
+        return tuple(one for one in (self.text_encoder, self.text_encoder_2) if one is not None)
 
     @property
     def controls(self) -> dict[str, Any]:
@@ -132,7 +121,7 @@ class Parts:
                 with probe("load"), probe("inpainting unet"):
                     loaded = weights.load_unet(self.defaults.inpaint, device=self.device, dtype=self.dtype)
                 nets.unet.check(loaded)
-                _check_inpaint(loaded.config, self.unet.config)
+                check_inpaint(loaded.config, self.unet.config)
                 self.runner.keep([loaded])
                 self._inpaint = loaded
             return self._inpaint
@@ -158,13 +147,21 @@ class Parts:
         self.runner = Frugal(self.device)
         inpaint = [] if self._inpaint is None else [self._inpaint]
         loaded = [net for net, _ in self._loaded.values()]
-        self.runner.keep([self.text_encoder, self.unet, *inpaint, self.vae, *loaded])
+        self.runner.keep([*self.text_encoders, self.unet, *inpaint, self.vae, *loaded])
 
     def vocabulary(self, added: Sequence[AddedEmbedding]) -> Vocabulary:
         """The tokenizer's words, and the triggers of these; raises UsageError, WeightsError where one does not fit."""
+        check_embeddings(self.defaults, added)
         config = self.text_encoder.config
         limits = int(config.hidden_size), int(config.max_position_embeddings)
         return add_words(self.tokenizer, [one.embedding for one in added], *limits)
+
+    def readers(self, vocabulary: Vocabulary) -> tuple[Reader, ...]:
+        """Who reads the prompts: the text encoder with `vocabulary`, or both of SDXL's with their own."""
+        if self.text_encoder_2 is None:
+            return (Reader(vocabulary, self.text_encoder),)
+        second = Reader(Vocabulary(self.tokenizer_2), self.text_encoder_2, inner=True)
+        return (Reader(vocabulary, self.text_encoder, inner=True), second)
 
     def hashes(self, *, masked: bool = False) -> dict[str, str]:
         """SHA-256 of the files of the parts, ControlNets not included, by path; `masked` as for `unet_for`."""
@@ -206,21 +203,14 @@ def _key(kind: str, source: Any) -> tuple[str, str]:
     return ("kind", kind) if source is None else ("source", str(source))
 
 
-def _check(unet: Any, vae: Any, text_encoder: Any) -> None:
+def _check(unet: Any, vae: Any, text_encoder: Any, text_encoder_2: Any) -> None:
     nets.unet.check(unet)
     nets.vae.check(vae)
     nets.text.check(text_encoder)
+    if text_encoder_2 is not None:
+        nets.text.check(text_encoder_2, "text_encoder_2")
+    nets.added.check(unet, text_encoder, text_encoder_2)
     if unet.config.in_channels not in (4, INPAINT_CHANNELS):
         raise WeightsError(
             f"unet: takes {unet.config.in_channels} channels, expected 4, or {INPAINT_CHANNELS} for inpainting"
         )
-
-
-def _check_inpaint(config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Raise WeightsError unless this is the config of an inpainting UNet that is told the same things."""
-    same = ("cross_attention_dim", "time_cond_proj_dim")
-    for name, expected in (("in_channels", INPAINT_CHANNELS), *((key, own.get(key)) for key in same)):
-        if config.get(name) != expected:
-            raise WeightsError(
-                f"the model's inpainting unet: {name} is {config.get(name)}, expected {expected}"
-            )

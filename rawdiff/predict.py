@@ -16,13 +16,14 @@ from rawdiff.conditions import Conditions, Context
 from rawdiff.errors import UsageError
 from rawdiff.graphs import EAGER, Runner
 from rawdiff.nets import blocks, calls, controlnet, guidance, unet
+from rawdiff.nets.added import Added
 from rawdiff.nets.controlnet import Residuals
 from rawdiff.nets.derived import Derived
 from rawdiff.nets.exact import EVERYTHING, Exact
 from rawdiff.nets.exact import check as check_exact
 from rawdiff.nets.halves import spread
 from rawdiff.nets.memory import telling_out_of_memory
-from rawdiff.nets.tables import BOTH, COND, UNCOND, Bound
+from rawdiff.nets.tables import BOTH, COND, UNCOND, Bound, Telling, taken
 from rawdiff.plan import Plan, Row
 from rawdiff.prediction import Predict, Prediction, guide
 from rawdiff.probes import NO_PROBE, ProbeLike
@@ -98,10 +99,11 @@ class _Networks:
         full = torch.cat([half, half]) if which == BOTH and not self.exact.prefix else half
         seen = full if self.inpaint is None else torch.cat([full, spread(self.inpaint, len(full))], dim=1)
         net, text, divide = self.network.net, self.network.text(row.context, which), not self.exact.scale
-        time = self.network.time(row.t, row.t_device())
+        time = self.network.time(row.t, row.t_device(), row.context, which)
         if isinstance(time, Tensor):
             with probe("time embedding"):
-                time = blocks.embed_time(net, time, seen, self.network.told)
+                told = self.network.told(row.context, which)
+                time = blocks.embed_time(net, time, seen, told, self.network.waves)
 
         def encode(probe: ProbeLike) -> tuple[tuple[Tensor, ...], Tensor]:
             with probe("unet encode"):
@@ -127,14 +129,16 @@ class _Networks:
         if control is None or row.control[k] == 0.0 or (control.cond_only and which == UNCOND):
             return None
         alone, network = control.cond_only, control.network
+        read = COND if alone else which
         call = calls.ControlResiduals(network.net, alone and which == BOTH, not self.exact.scale)
         arguments = (
             half if alone else full,
-            network.time(row.t, row.t_device()),
-            network.text(row.context, COND if alone else which),
+            network.time(row.t, row.t_device(), row.context, read),
+            network.text(row.context, read),
             control.features.tensors[0],
             row.control_device(k),
             control.guess,
+            network.told(row.context, read),
         )
 
         def work(probe: ProbeLike) -> Residuals:
@@ -199,7 +203,7 @@ def prepare(
         raise UsageError(
             f"inpaint: this UNet takes {channels} channels, expected {unet.INPAINT_CHANNELS}: mask its x by a Blend"
         )
-    texts = [_on(context, device, dtype) for context in conditions.contexts]
+    texts = [_on(context, conditions.ids, device, dtype) for context in conditions.contexts]
     times = {row.t: row.t_device() for row in plan.rows}
     count = guidance.width(net.config)
     if plan.distilled != (count is not None):
@@ -207,9 +211,11 @@ def prepare(
             f"distilled: the plan says {plan.distilled}, but this UNet {'is not' if count is None else 'is'} told "
             "its guidance"
         )
-    told = None if count is None else guidance.waves(plan.guidance, count).to(device, dtype)
+    waves = None if count is None else guidance.waves(plan.guidance, count).to(device, dtype)
     seen_by_unet = None if inpaint is None else inpaint.to(device, dtype)
-    networks = _Networks(Bound(net, texts, times, exact, told), exact, runner, hold, seen_by_unet)
+    networks = _Networks(
+        Bound(net, taken(net, texts), times, exact, waves), exact, runner, hold, seen_by_unet
+    )
     for k, (module, hint) in enumerate(zip(nets, conditions.hints, strict=True)):
         if not plan.active(k):
             networks.add(None)
@@ -218,12 +224,12 @@ def prepare(
         with probe("hint features"), telling_out_of_memory("the hints' features", device):
             features = _features(module, hint.to(device, dtype))
         alone = guess or controlnet.pools(module)
-        seen = [(None, cond) for _, cond in texts] if alone else texts
+        seen = [(None, cond) for _, cond in texts] if alone else list(texts)
         scales = controlnet.guess_scales(module) if guess else None
         networks.add(
             _Control(
                 name=f"controlnet {names[k] if names else k}",
-                network=Bound(module, seen, times, exact),
+                network=Bound(module, taken(module, seen), times, exact),
                 features=features,
                 cond_only=alone,
                 guess=None if scales is None else scales.to(device),
@@ -237,9 +243,21 @@ def _features(net: Any, hint: Tensor) -> Derived:
     return Derived(sources, lambda: [controlnet.embed_hint(net, hint)])
 
 
-def _on(context: Context, device: torch.device, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
-    """A context of both halves [2B,T,D], uncond then cond, or None; and of the cond half [B,T,D]."""
+def _on(
+    context: Context, ids: Tensor | None, device: torch.device, dtype: torch.dtype
+) -> tuple[Telling | None, Telling]:
+    """A context of both halves [2B,...], uncond then cond, or None; and of the cond half [B,...]."""
+    count, pooled = len(context.cond), context.cond_pooled
+    told = None
+    if pooled is not None and ids is not None:
+        told = Added(pooled.to(device, dtype), ids[1:].to(device).expand(count, -1))
     if context.uncond is None:
-        return None, context.cond.to(device, dtype)
+        return None, Telling(context.cond.to(device, dtype), told)
     both = torch.cat([context.uncond, context.cond]).to(device, dtype)
-    return both, both[-len(context.cond) :]
+    if told is None or ids is None or context.uncond_pooled is None:
+        return Telling(both), Telling(both[-count:])
+    whole = Added(
+        torch.cat([context.uncond_pooled.to(device, dtype), told.pooled]),
+        ids.to(device).repeat_interleave(count, dim=0),
+    )
+    return Telling(both, whole), Telling(both[-count:], told)

@@ -16,6 +16,7 @@ from rawdiff.arguments import (
     check_callables,
     check_fit,
     check_flags,
+    check_size_ids,
     check_whole,
     count_prompts,
     given_latents,
@@ -23,7 +24,7 @@ from rawdiff.arguments import (
     spread_scales,
 )
 from rawdiff.beginning import Beginning, begin_from, part_way
-from rawdiff.conditions import Conditions
+from rawdiff.conditions import Conditions, SizeIds
 from rawdiff.controls import Control, choose_size, gather, make_hints
 from rawdiff.extras import AddedLora
 from rawdiff.geometry import Size, latent_size
@@ -60,6 +61,7 @@ def prepare(
     canny: Any = None,
     controls: Sequence[Control] = (),
     size: Size | None = None,
+    size_ids: SizeIds | None = None,
     steps: int | None = None,
     guidance: float | Sequence[float] | Tensor | None = None,
     rescale: float = 0.0,
@@ -91,10 +93,11 @@ def prepare(
 
     `depth`, `normal` and `canny` are maps (path, PIL, array or tensor) for the model's own nets,
     `controls` the long form. `size` is (height, width) in pixels; without it the first map's shape,
-    brought to the model's native area. `steps` is 20 unless `timesteps` or `sigmas` are given.
-    `guidance` (1 or less: off; a latent consistency model is told it), `negative` and `seed` may be lists, one for
-    each image; a single seed counts up, None draws one (see `run.seeds`). `sampler` is a name ("dpm++ 2m karras"), a
-    diffusers scheduler or a Sampler. `latents` [B,4,h,w] replace the first draw of noise.
+    brought to the model's native area; `size_ids` is what else SDXL is told of sizes. `steps` is 20 unless
+    `timesteps` or `sigmas` are given. `guidance` (1 or less: off; a latent consistency model is told it), `negative`
+    and `seed` may be lists, one for each image; a single seed counts up, None draws one (see `run.seeds`). Where the
+    model says so (SDXL), an empty negative prompt is none: zeros, and " " the empty text. `sampler` is a name
+    ("dpm++ 2m karras"), a diffusers scheduler or a Sampler. `latents` [B,4,h,w] replace the first draw of noise.
 
     `image` (as the maps) is what the run begins from, for the last `strength` of its steps (above 0 to 1; 0.8).
     With a `mask` of its size only what is white there is painted anew (strength 1): by the model's inpainting
@@ -118,6 +121,7 @@ def prepare(
     check_fit(fit)
     check_watch(watch)
     check_exact(exact)
+    check_size_ids(size_ids, told=self.defaults.two_encoders)
     distinct = count_prompts(prompt, count)
     strength, masked = check_strength(image, mask, strength, paste, latents), mask is not None
     check_channels(self.unet.config.in_channels, masked=masked)
@@ -158,9 +162,8 @@ def prepare(
         samples = [images.open_source(control.source) for control in wanted]
         given = None if image is None else images.open_source(image)
         size = choose_size(size, self.defaults.native_size, samples, given)
-        unfamiliar = self.defaults.unfamiliar(size)
-        if unfamiliar is not None:
-            say(unfamiliar)
+        if (unknown := self.defaults.unfamiliar(size)) is not None:
+            say(unknown)
         self.check_memory(size, len(prompts), guided=plan.guided, masked=masked, added=added)
         fitting: dict[str, Any] = {"fit": fit, "depth_range": depth_range, "depth_invert": depth_invert}
         hints = make_hints(wanted, samples, size, say=say, **fitting)
@@ -174,10 +177,12 @@ def prepare(
 
     # Words, then the picture: a frugal runner has one network at a time on the device.
     told: dict[str, Any] = {"say": say, "probe": probe}
-    self.runner.stage([self.text_encoder])
+    self.runner.stage(self.text_encoders)
     self.put_on(unet, added, probe)
     encoding: dict[str, Any] = {"guided": plan.guided, "clip_skip": clip_skip}
-    contexts = encode_texts(vocabulary, self.text_encoder, texts, **encoding, **told)
+    if self.defaults.zeros:
+        encoding["zeros"] = [not text for text in negatives]
+    contexts = encode_texts(self.readers(vocabulary), texts, **encoding, **told)
     noise = Noise(seeds, latent_size(size), self.device)
     dtype = torch.promote_types(self.dtype, torch.float32)
     if init is not None:
@@ -187,13 +192,16 @@ def prepare(
         first = noise.draw(0) if latents is None else given_latents(latents, noise)
         begun = Beginning(start(plan, first.to(dtype), draws=int(latents is None)))
     shown = tuple(hint.tensor[None] for hint in hints)
-    conditions = Conditions(contexts, shown, begun.inpaint)
+    ids = (size_ids or SizeIds()).tensor(size) if self.defaults.two_encoders else None
+    conditions = Conditions(contexts, shown, begun.inpaint, ids)
 
     account = recipe.of_run(
         account_of(self, masked=masked),
         prompts=prompts,
         negatives=negatives,
         size=size,
+        size_ids=size_ids,
+        zeros=self.defaults.zeros,
         seeds=seeds,
         guidance=scales,
         rescale=rescale,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,44 @@ from rawdiff.say import Say, say_on_stderr
 from rawdiff.syntax import Chunk, chunked, parse_weights
 from rawdiff.vocabulary import Vocabulary
 
-__all__ = ["chunks_of", "cut", "encode_chunks", "encode_prompts", "text_length", "tokenize", "weigh"]
+__all__ = [
+    "Encoded",
+    "Reader",
+    "chunks_of",
+    "cut",
+    "encode_chunks",
+    "encode_prompts",
+    "text_length",
+    "tokenize",
+    "weigh",
+]
+
+
+class Reader(NamedTuple):
+    """A text encoder with the words that it knows, and which of its layers is read."""
+
+    vocabulary: Vocabulary
+    encoder: Any
+    inner: bool = False
+    """Whether it is read as SDXL does (`text.encode_inner`)."""
+
+    @property
+    def length(self) -> int:
+        """How many tokens are encoded at once."""
+        return text_length(self.vocabulary, self.encoder.config.max_position_embeddings)
+
+
+class Encoded(NamedTuple):
+    """What texts become, in their encoder's dtype."""
+
+    context: Tensor
+    """[N,T,D], one vector a token."""
+    pooled: Tensor | None
+    """[N,P], one vector a text, of an encoder that says so."""
+
+    def picked(self, rows: Sequence[int]) -> Encoded:
+        """Those of some of the texts, which may come more than once."""
+        return Encoded(self.context[list(rows)], None if self.pooled is None else self.pooled[list(rows)])
 
 
 def text_length(vocabulary: Vocabulary, positions: int) -> int:
@@ -49,24 +86,21 @@ def tokenize(vocabulary: Vocabulary, prompts: Sequence[str], length: int, say: S
 
 @torch.no_grad()
 def encode_prompts(
-    vocabulary: Vocabulary,
-    encoder: Any,
+    reader: Reader,
     prompts: Sequence[str],
     *,
     clip_skip: int = 0,
     say: Say = say_on_stderr,
     probe: ProbeLike = NO_PROBE,
-) -> Tensor:
-    """Contexts [N,T,D] of `prompts` in the encoder's dtype; the same text is encoded once.
+) -> Encoded:
+    """`prompts` encoded, the same text once; T is the encoder's length, 77 for CLIP.
 
-    T is the encoder's length, 77 for CLIP. Raises UsageError for text that cannot be encoded.
+    Raises UsageError for text that cannot be encoded.
     """
     different = list(dict.fromkeys(prompts))
-    length = text_length(vocabulary, encoder.config.max_position_embeddings)
     with probe("tokens", host=True):
-        ids = tokenize(vocabulary, different, length, say)
-    context = _encode(vocabulary, encoder, ids, clip_skip, probe)
-    return context[[different.index(prompt) for prompt in prompts]]
+        ids = tokenize(reader.vocabulary, different, reader.length, say)
+    return _encode(reader, ids, clip_skip, probe).picked([different.index(prompt) for prompt in prompts])
 
 
 def chunks_of(vocabulary: Vocabulary, prompt: str, length: int) -> tuple[Chunk, ...]:
@@ -80,26 +114,27 @@ def chunks_of(vocabulary: Vocabulary, prompt: str, length: int) -> tuple[Chunk, 
 
 @torch.no_grad()
 def encode_chunks(
-    vocabulary: Vocabulary,
-    encoder: Any,
+    reader: Reader,
     prompts: Sequence[Sequence[Chunk]],
     *,
     clip_skip: int = 0,
     probe: ProbeLike = NO_PROBE,
-) -> Tensor:
-    """Contexts [N,C*T,D] of prompts of C chunks each, weighed, in the encoder's dtype; T as in `encode_prompts`.
+) -> Encoded:
+    """Prompts of C chunks each, encoded and weighed, their contexts [N,C*T,D]; T as in `encode_prompts`.
 
-    Each chunk is encoded by itself, the same one once. Raises UsageError for weights that overflow.
+    Each chunk is encoded by itself, the same one once; a text's pooled vector is its first chunk's, not weighed, as in
+    stable-diffusion-webui. Raises UsageError for weights that overflow.
     """
-    tokenizer = vocabulary.tokenizer
-    length = text_length(vocabulary, encoder.config.max_position_embeddings)
+    tokenizer = reader.vocabulary.tokenizer
     numbered: dict[Chunk, int] = {}
     rows = [[numbered.setdefault(chunk, len(numbered)) for chunk in prompt] for prompt in prompts]
-    ends = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, length
+    ends = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, reader.length
     framed = [chunk.framed(*ends) for chunk in numbered]
     ids = torch.tensor([numbers for numbers, _ in framed], dtype=torch.int64)
-    context = _encode(vocabulary, encoder, ids, clip_skip, probe)
-    return weigh(context, torch.tensor([weights for _, weights in framed]))[torch.tensor(rows)].flatten(1, 2)
+    context, pooled = _encode(reader, ids, clip_skip, probe)
+    weighed = weigh(context, torch.tensor([weights for _, weights in framed]))
+    first = None if pooled is None else pooled[[own[0] for own in rows]]
+    return Encoded(weighed[torch.tensor(rows)].flatten(1, 2), first)
 
 
 def weigh(context: Tensor, weights: Tensor) -> Tensor:
@@ -119,9 +154,12 @@ def weigh(context: Tensor, weights: Tensor) -> Tensor:
     return torch.where((weights == 1.0).all(1)[:, None, None], context, scaled)
 
 
-def _encode(vocabulary: Vocabulary, encoder: Any, ids: Tensor, clip_skip: int, probe: ProbeLike) -> Tensor:
+def _encode(reader: Reader, ids: Tensor, clip_skip: int, probe: ProbeLike) -> Encoded:
+    vocabulary, encoder, inner = reader
     device = next(encoder.parameters()).device
+    added: dict[str, Any] = {"start": vocabulary.start, "vectors": vocabulary.vectors}
     with probe("text encoder"), telling_out_of_memory("the text encoder", device):
-        return text.encode(
-            encoder, ids.to(device), clip_skip, start=vocabulary.start, vectors=vocabulary.vectors
-        )
+        if not inner:
+            return Encoded(text.encode(encoder, ids.to(device), clip_skip, **added), None)
+        end = vocabulary.tokenizer.eos_token_id
+        return Encoded(*text.encode_inner(encoder, ids.to(device), clip_skip, end=end, **added))

@@ -32,6 +32,8 @@ __all__ = ["Saved", "check_same", "digest", "load", "save"]
 
 FORMAT = 3
 KEY = "rawdiff_run"
+BESIDE_COND = ("uncond", "cond_pooled", "uncond_pooled")
+"""What a context has beside its cond, or not, in order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,12 +106,12 @@ def save(
         tensors["x0"] = x0
     for k, context in enumerate(conditions.contexts):
         tensors[f"context.{k}.cond"] = context.cond
-        if context.uncond is not None:
-            tensors[f"context.{k}.uncond"] = context.uncond
+        parts = {name: getattr(context, name) for name in BESIDE_COND}
+        tensors |= {f"context.{k}.{name}": part for name, part in parts.items() if part is not None}
     for k, hint in enumerate(conditions.hints):
         tensors[f"hint.{k}"] = hint
-    if conditions.inpaint is not None:
-        tensors["inpaint"] = conditions.inpaint
+    for name, part in (("inpaint", conditions.inpaint), ("ids", conditions.ids)):
+        tensors |= {} if part is None else {name: part}
     for name, whole in (("blend", blend), ("paste", paste)):
         tensors |= {} if whole is None else {f"{name}.{key}": part for key, part in vars(whole).items()}
     sampler = _pack(state.s, "s", tensors)
@@ -159,13 +161,15 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Saved:
         contexts: list[Context] = []
         while f"context.{len(contexts)}.cond" in tensors:
             name = f"context.{len(contexts)}"
-            contexts.append(Context(tensors[f"{name}.cond"], tensors.get(f"{name}.uncond")))
+            beside = (tensors.get(f"{name}.{other}") for other in BESIDE_COND)
+            contexts.append(Context(tensors[f"{name}.cond"], *beside))
         hints = [tensors[f"hint.{k}"] for k in range(len(body["recipe"]["controls"]))]
         s = _unpack(body["sampler"], tensors, device)
         place = body["i"], body["draws"], tuple(body["restarts"]), body["by_hand"]
         state = RunState(tensors["x"].to(device), s, *place)
         x0 = tensors["x0"].to(device) if "x0" in tensors else None
-        conditions = Conditions(tuple(contexts), tuple(hints), tensors.get("inpaint"))
+        seen = tensors.get("inpaint"), tensors.get("ids")
+        conditions = Conditions(tuple(contexts), tuple(hints), *seen)
         kept = {key: tensor.to(device) for key, tensor in _within("blend", tensors).items()}
         pasted = _within("paste", tensors)
         constraint = body["constraint"]

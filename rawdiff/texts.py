@@ -6,16 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import torch
 
 from rawdiff.conditions import Context
-from rawdiff.errors import UsageError
+from rawdiff.errors import UsageError, WeightsError
 from rawdiff.probes import NO_PROBE, ProbeLike
-from rawdiff.prompts import chunks_of, encode_chunks, encode_prompts, text_length
+from rawdiff.prompts import Encoded, Reader, chunks_of, encode_chunks, encode_prompts
 from rawdiff.sampler import Sampler, number_steps
-from rawdiff.say import Say, say_on_stderr
+from rawdiff.say import Say, say_nothing, say_on_stderr
 from rawdiff.syntax import PLAIN, Chunk, find_markup, schedule
-from rawdiff.vocabulary import Vocabulary
 
 __all__ = ["Texts", "encode_texts", "taken_for_text", "texts_of"]
 
@@ -61,47 +60,85 @@ def taken_for_text(texts: Texts) -> Iterator[str]:
 
 
 def encode_texts(
-    vocabulary: Vocabulary,
-    encoder: Any,
+    readers: Sequence[Reader],
     texts: Texts,
     *,
     guided: bool,
     clip_skip: int = 0,
+    zeros: Sequence[bool] = (),
     say: Say = say_on_stderr,
     probe: ProbeLike = NO_PROBE,
 ) -> tuple[Context, ...]:
     """The contexts; uncond too where the run is `guided`. `clip_skip` is the prompts' alone, as in diffusers.
 
-    Under A1111's syntax all have the length of the longest, in chunks: empty ones are added to the others, as that
-    program does. Raises UsageError where that would lengthen one picture for another's sake.
+    What several `readers` say of a token stands side by side. `zeros` tells of each picture whether its uncond is all
+    zeros, whatever its negative prompt. Under A1111's syntax all have the length of the longest, in chunks: empty ones
+    are added to the others, as that program does. Raises UsageError where that would lengthen one picture for
+    another's sake.
     """
     prompts = [prompt for cond, _ in texts.contexts for prompt in cond]
     negatives = [negative for _, uncond in texts.contexts for negative in uncond] if guided else []
-    options: dict[str, Any] = {"probe": probe}
+    told: dict[str, Any] = {"say": say, "probe": probe}
+    found = [
+        _read(
+            reader,
+            texts,
+            prompts,
+            negatives,
+            clip_skip,
+            {**told, "say": told["say"] if k == 0 else say_nothing},
+        )
+        for k, reader in enumerate(readers)
+    ]
+    cond = _joined([both[0] for both in found])
+    uncond = _joined([both[1] for both in found if both[1] is not None]) if guided else None
+    if uncond is not None and any(zeros):
+        uncond = _silenced(uncond, [*zeros] * len(texts.contexts))
+    count = len(texts.contexts)
+    halves = (None, None) if uncond is None else uncond
+    wholes = (halves[0], cond.pooled, halves[1])
+    others = zip(*([None] * count if whole is None else whole.chunk(count) for whole in wholes), strict=True)
+    return tuple(Context(c, *rest) for c, rest in zip(cond.context.chunk(count), others, strict=True))
+
+
+def _read(
+    reader: Reader,
+    texts: Texts,
+    prompts: Sequence[str],
+    negatives: Sequence[str],
+    clip_skip: int,
+    told: dict[str, Any],
+) -> tuple[Encoded, Encoded | None]:
+    """What one encoder says of the prompts, and of the negative prompts where there are any."""
     if texts.syntax == PLAIN:
-        options["say"] = say
-        cond = encode_prompts(vocabulary, encoder, prompts, clip_skip=clip_skip, **options)
-        uncond = encode_prompts(vocabulary, encoder, negatives, **options) if guided else None
-    else:
-        with probe("tokens", host=True):
-            length = text_length(vocabulary, encoder.config.max_position_embeddings)
-            chunks = {
-                text: chunks_of(vocabulary, text, length) for text in dict.fromkeys(prompts + negatives)
-            }
-            count = _count_chunks(texts, chunks)
-            padded = {text: (*own, *[Chunk()] * (count - len(own))) for text, own in chunks.items()}
-        cond = encode_chunks(
-            vocabulary, encoder, [padded[p] for p in prompts], clip_skip=clip_skip, **options
-        )
-        uncond = (
-            encode_chunks(vocabulary, encoder, [padded[n] for n in negatives], **options) if guided else None
-        )
-    halves = [None] * len(texts.contexts) if uncond is None else _parts(uncond, texts)
-    return tuple(Context(c, u) for c, u in zip(_parts(cond, texts), halves, strict=True))
+        cond = encode_prompts(reader, prompts, clip_skip=clip_skip, **told)
+        return cond, encode_prompts(reader, negatives, **told) if negatives else None
+    probe = told["probe"]
+    with probe("tokens", host=True):
+        chunks = {
+            text: chunks_of(reader.vocabulary, text, reader.length)
+            for text in dict.fromkeys([*prompts, *negatives])
+        }
+        count = _count_chunks(texts, chunks)
+        padded = {text: (*own, *[Chunk()] * (count - len(own))) for text, own in chunks.items()}
+    cond = encode_chunks(reader, [padded[p] for p in prompts], clip_skip=clip_skip, probe=probe)
+    if not negatives:
+        return cond, None
+    return cond, encode_chunks(reader, [padded[n] for n in negatives], probe=probe)
 
 
-def _parts(tensor: Tensor, texts: Texts) -> list[Tensor]:
-    return list(tensor.chunk(len(texts.contexts)))
+def _joined(found: Sequence[Encoded]) -> Encoded:
+    """The vectors of several encoders side by side; pooled text is the last one's."""
+    if len({one.context.shape[1] for one in found}) > 1:
+        raise WeightsError("the two text encoders take texts of different lengths: expected the same")
+    return Encoded(torch.cat([one.context for one in found], dim=-1), found[-1].pooled)
+
+
+def _silenced(found: Encoded, absent: Sequence[bool]) -> Encoded:
+    """Zeros for each text that is `absent`."""
+    here = torch.tensor(absent, device=found.context.device)
+    pooled = None if found.pooled is None else found.pooled.masked_fill(here[:, None], 0.0)
+    return Encoded(found.context.masked_fill(here[:, None, None], 0.0), pooled)
 
 
 def _count_chunks(texts: Texts, chunks: dict[str, tuple[Chunk, ...]]) -> int:

@@ -52,19 +52,24 @@ def _pipeline(
     """`way` is "", "Img2Img" or "Inpaint"; `name` is of a pipeline that is none of Stable Diffusion's."""
     import diffusers
 
-    kind = getattr(diffusers, name or f"StableDiffusion{'ControlNet' if nets else ''}{way}Pipeline")
+    two = model.text_encoder_2 is not None
+    name = name or f"StableDiffusion{'XL' if two else ''}{'ControlNet' if nets else ''}{way}Pipeline"
+    kind = getattr(diffusers, name)
     encoder = model.text_encoder
-    encoder.__dict__["text_model"] = encoder  # diffusers looks one level too deep when layers are skipped
     parts = {
         "vae": model.vae,
         "text_encoder": encoder,
         "tokenizer": model.tokenizer,
         "unet": model.unet if unet is None else unet,
         "scheduler": copy.deepcopy(scheduler),
-        "safety_checker": None,
         "feature_extractor": None,
-        "requires_safety_checker": False,
     }
+    if two:
+        parts |= {"text_encoder_2": model.text_encoder_2, "tokenizer_2": model.tokenizer_2}
+        parts |= {"force_zeros_for_empty_prompt": model.defaults.zeros, "add_watermarker": False}
+    else:
+        parts |= {"safety_checker": None, "requires_safety_checker": False}
+        encoder.__dict__["text_model"] = encoder  # diffusers looks one level too deep when layers are skipped
     if nets:
         parts["controlnet"] = nets[0] if len(nets) == 1 else list(nets)
     pipeline = kind(**parts)

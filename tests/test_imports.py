@@ -16,7 +16,7 @@ ORDER = [
     "version", "errors", "limits", "syntax", "say", "strict_json", "geometry", "probes", "noise", "sampler",
     "conditions", "plan", "state", "blend", "nets", "graphs", "prediction", "predict", "step", "loop",
     "weights", "images", "controls", "vocabulary", "prompts", "texts", "arguments", "extras", "adapting",
-    "autoencoder", "decode", "encode", "beginning", "recipe", "saved", "run", "parts", "preparing", "resuming",
+    "autoencoder", "decode", "encode", "beginning", "recipe", "saved", "run", "files", "parts", "preparing", "resuming",
     "model", "jobs", "study", "cli", "__main__",
 ]  # fmt: skip
 """A module imports from those before it. `rawdiff/__init__.py` is beside the order: it looks names up lazily."""

@@ -15,10 +15,10 @@ import torch
 
 from rawdiff import images, weights
 from rawdiff.errors import RawdiffError, ResourceError
+from rawdiff.files import parts_of
 from rawdiff.images.opencv import opencv
 from rawdiff.jobs.output import OUTPUT_FOLDER
 from rawdiff.jobs.workshop import MODEL_VARIABLE, named_model
-from rawdiff.parts import PARTS
 from rawdiff.version import __version__
 
 __all__ = ["Finding", "check_all", "worst"]
@@ -111,8 +111,11 @@ def _model(name: str, model: str | None) -> Iterator[Finding]:
         for load in (weights.load_unet, weights.load_vae, weights.load_text_encoder):
             load(source, device="cpu")
         weights.load_tokenizer(source)
+        if defaults.two_encoders:
+            weights.load_text_encoder_2(source, device="cpu")
+            weights.load_tokenizer(source, "tokenizer_2")
         weights.load_scheduler(source)
-        digests = weights.hashes(source, *PARTS)
+        digests = weights.hashes(source, *parts_of(defaults))
         if defaults.inpaint is not None:
             weights.load_unet(defaults.inpaint, device="cpu")
             digests |= weights.hashes(defaults.inpaint, "unet")

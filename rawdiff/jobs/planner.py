@@ -14,6 +14,7 @@ from rawdiff.beginning import part_way
 from rawdiff.controls import Control, choose_size, make_hints
 from rawdiff.errors import UsageError
 from rawdiff.extras import AddedEmbedding, AddedLora, Extras
+from rawdiff.files import check_embeddings, part_hashes, unet_config
 from rawdiff.geometry import Size
 from rawdiff.jobs.added import open_embeddings, open_loras
 from rawdiff.jobs.job import Job, fitting_of, open_file, open_map
@@ -22,8 +23,8 @@ from rawdiff.jobs.request import Request
 from rawdiff.limits import check_strength
 from rawdiff.nets.exact import without
 from rawdiff.nets.guidance import is_told
+from rawdiff.nets.text import check_clip_skip
 from rawdiff.noise import check_seeds, random_seed
-from rawdiff.parts import part_hashes, unet_config
 from rawdiff.probes import ProbeLike
 from rawdiff.sampler import Sampler
 from rawdiff.say import Say, say_nothing
@@ -138,12 +139,14 @@ class Planner:
             "guess": bool(request.guess),
             "exact": without(request.repeats),
             "syntax": check_syntax(request.syntax),
+            "size_ids": request.size_ids if self.defaults.two_encoders else None,
         }
         account = recipe.of_run(
             recipe.of_model(self.source, digests, self.dtype),
             prompts=[str(request.prompt)],
             negatives=[negative],
             size=size,
+            zeros=self.defaults.zeros,
             seeds=seeds[:1],
             guidance=[guidance],
             sampler=spec,
@@ -188,11 +191,10 @@ class Planner:
             self.say(line)
 
     def _check_clip_skip(self, clip_skip: int) -> None:
-        layers = weights.read_config(self.source, "text_encoder").get("num_hidden_layers")
-        if isinstance(layers, int) and clip_skip >= layers:
-            raise UsageError(
-                f"clip skip {clip_skip}: this text encoder has {layers} layers, so 0 to {layers - 1}"
-            )
+        for part in ("text_encoder", "text_encoder_2") if self.defaults.two_encoders else ("text_encoder",):
+            layers = weights.read_config(self.source, part).get("num_hidden_layers")
+            if isinstance(layers, int):
+                check_clip_skip(clip_skip, layers)
 
     def _check_fit(
         self, loras: Sequence[AddedLora], embeddings: Sequence[AddedEmbedding], *, masked: bool
@@ -203,6 +205,7 @@ class Planner:
             self._layers[masked] = weights.planned_layers(self.source, inpaint)
         for one in loras:
             self._layers[masked].match(one.lora)
+        check_embeddings(self.defaults, embeddings)
         if embeddings:
             config = weights.read_config(self.source, "text_encoder")
             width, positions = config.get("hidden_size", 512), config.get("max_position_embeddings", 77)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rawdiff import recipe, weights
+from rawdiff.arguments import check_size_ids
+from rawdiff.conditions import SizeIds
 from rawdiff.errors import InputError, UsageError, WeightsError
 from rawdiff.images import HINTS_VERSION
 from rawdiff.jobs.extras import EmbeddingRequest, LoraRequest
@@ -93,8 +95,10 @@ def open_remake(path: str | Path) -> Remake:
             embeddings=tuple(_named(EmbeddingRequest, found, "embeddings")),
             syntax=picture.get("syntax"),
             repeats=tuple(picture.get("repeats", ())),
+            size_ids=SizeIds.from_recipe(picture["size_ids"]) if "size_ids" in picture else None,
         ).check()
         exact.without(request.repeats)
+        check_size_ids(request.size_ids, told=True)
     except UsageError as error:
         raise InputError(f"{path}: its recipe cannot be used: {error}") from None
     model = made["model"]
@@ -203,7 +207,7 @@ def _asked(over: Request, place: Place, other_model: bool) -> list[str]:
     if over.controls is not None:  # the last map takes with it what is said of maps
         patterns.append("guess")
     if other_model:
-        patterns += [r"weights.*", r"sampler\..*", r"merge.*"]
+        patterns += [r"weights.*", r"sampler\..*", r"merge.*", "zeros", r"size_ids.*"]
     if place.vae is not None:
         patterns.append(r"weights.*")
     if other_model or place.nets:

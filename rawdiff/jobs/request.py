@@ -114,6 +114,8 @@ class Request:
     """How the prompts are read; see `rawdiff.syntax`."""
     repeats: tuple[str, ...] = ()
     """Work done at every step, which is else done once; only a recipe asks for it."""
+    size_ids: Any = None
+    """What SDXL is told of sizes (a SizeIds); only a recipe asks for it."""
 
     def merged(self, over: Request) -> Request:
         """This request with everything that `over` says said instead.

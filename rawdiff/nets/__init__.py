@@ -4,6 +4,7 @@ The flow from layer to layer is written out here, so that a UNet can be run in t
 beside the first, and so that anything can be looked at on its way:
 
     text.encode(text_encoder, ids)          -> context          what the prompt says, one vector a token
+    text.encode_inner(text_encoder, ids)    -> context, pooled  the same as SDXL reads it (`added`: and sizes)
     unet.encode(unet, x, emb, context)      -> skips, middle    the half that reads
     controlnet.residuals(net, x, ...)       -> one residual for each skip and the middle
     unet.decode(unet, skips, middle, ...)   -> out              the half that writes
@@ -17,6 +18,7 @@ Each module says in its `check` what it cannot run, when the weights are loaded 
 """
 
 from rawdiff.nets import (
+    added,
     attention,
     blocks,
     calls,
@@ -34,6 +36,7 @@ from rawdiff.nets import (
 )
 
 __all__ = [
+    "added",
     "attention",
     "blocks",
     "calls",

@@ -2,7 +2,8 @@
 
 Shapes: `x` [N,C,h,w], `emb` [N,E] (the time embedding), `context` [N,T,D] (the text), all of one dtype; in the
 place of the last two may stand what a run holds of them (`tables`). Where guidance has two halves, `x` may be
-[B,C,h,w] for both, beside a context [2B,T,D], and grows to [2B,C,h,w] when it first meets that.
+[B,C,h,w] for both, beside a context [2B,T,D], and grows to [2B,C,h,w] when it first meets that, or an `emb` of
+both halves ([2B,E], in a network that is told pooled text with the time).
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from typing import Any
 from torch import Tensor
 
 from rawdiff.errors import WeightsError
-from rawdiff.nets import attention, resnet
+from rawdiff.nets import added, attention, resnet
+from rawdiff.nets.added import Added
 from rawdiff.nets.attention import Text
+from rawdiff.nets.halves import plus
 from rawdiff.nets.resnet import Time
 
 __all__ = ["check_blocks", "check_config", "check_layers", "down", "embed_time", "middle", "up"]
@@ -24,7 +27,6 @@ UP = ("CrossAttnUpBlock2D", "UpBlock2D")
 MIDDLE = "UNetMidBlock2DCrossAttn"
 
 PLAIN: Mapping[str, object] = {
-    "addition_embed_type": None,
     "attention_type": "default",
     "center_input_sample": False,
     "class_embed_type": None,
@@ -46,6 +48,11 @@ def check_config(net: Any, what: str) -> None:
             raise WeightsError(
                 f"{what}: config has {key}={found!r}, expected {expected!r}: not supported yet"
             )
+    found = net.config.get("addition_embed_type")
+    if found not in (None, added.KIND):
+        raise WeightsError(
+            f"{what}: config has addition_embed_type={found!r}, expected None or {added.KIND!r}: not supported yet"
+        )
 
 
 def check_blocks(blocks: Sequence[Any], known: Sequence[str], what: str) -> None:
@@ -70,15 +77,17 @@ def _attentions(block: Any) -> Sequence[Any]:
     return block.attentions if "CrossAttn" in type(block).__name__ else [None] * len(block.resnets)
 
 
-def embed_time(net: Any, t: Tensor, x: Tensor, told: Tensor | None = None) -> Tensor:
+def embed_time(
+    net: Any, t: Tensor, x: Tensor, told: Added | None = None, waves: Tensor | None = None
+) -> Tensor:
     """The time embedding [N,E] for timesteps `t` ([1] or [N], fp32, may be fractional), in `x`'s dtype.
 
-    Sinusoids (always fp32) and two linear layers: Ho et al. 2020, arXiv 2006.11239. `told` [N,P] are those of the
-    guidance scale, for a network that is told it (`guidance.waves`).
+    Sinusoids (always fp32) and two linear layers: Ho et al. 2020, arXiv 2006.11239. What a network is `told` beside is
+    added, and may be for both halves where `x` stands for both; `waves` [N,P] are those of the guidance scale, for a
+    network that is told it (`guidance.waves`).
     """
-    waves = net.time_proj(t.expand(x.shape[0])).to(x.dtype)  # [N,C]
-    emb: Tensor = net.time_embedding(waves, told)
-    return emb
+    emb: Tensor = net.time_embedding(net.time_proj(t.expand(x.shape[0])).to(x.dtype), waves)
+    return emb if told is None else plus(emb, added.embed(net, told))
 
 
 def down(

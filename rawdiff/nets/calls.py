@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rawdiff.nets import controlnet, unet, vae
+from rawdiff.nets.added import Added
 from rawdiff.nets.attention import Text
 from rawdiff.nets.controlnet import Residuals
 from rawdiff.nets.resnet import Time
@@ -52,9 +53,16 @@ class ControlResiduals:
     divide: bool
 
     def __call__(
-        self, x: Tensor, time: Time, text: Text, features: Tensor, weight: Tensor, guess: Tensor | None
+        self,
+        x: Tensor,
+        time: Time,
+        text: Text,
+        features: Tensor,
+        weight: Tensor,
+        guess: Tensor | None,
+        told: Added | None,
     ) -> Residuals:
-        found = controlnet.residuals(self.net, x, time, text, features, weight, guess, self.divide)
+        found = controlnet.residuals(self.net, x, time, text, features, weight, guess, self.divide, told)
         return Residuals(tuple(_pad(r) for r in found.skips), _pad(found.middle)) if self.padded else found
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from rawdiff.errors import WeightsError
-from rawdiff.nets import blocks
+from rawdiff.nets import added, blocks
+from rawdiff.nets.added import Added
 from rawdiff.nets.attention import Text
 from rawdiff.nets.halves import add_into, plus, spread
 from rawdiff.nets.resnet import Shifts
@@ -47,6 +48,14 @@ def check(net: Any, unet: Any) -> None:
         if _listed(found) != _listed(expected):
             raise WeightsError(
                 f"controlnet: {key} is {found}, but the unet's is {expected}: "
+                "use a ControlNet made for this model's family"
+            )
+    if added.takes(net):
+        key = "projection_class_embeddings_input_dim"
+        found, expected = net.config[key], unet.config.get(key) if added.takes(unet) else None
+        if found != expected:
+            raise WeightsError(
+                f"controlnet: is told pooled text and sizes, {found} numbers, and the unet {expected}: "
                 "use a ControlNet made for this model's family"
             )
 
@@ -89,13 +98,15 @@ def residuals(
     weight: Tensor,
     guess: Tensor | None = None,
     divide: bool = False,
+    told: Added | None = None,
 ) -> Residuals:
     """Run the net on `x` [N,4,h,w] at timesteps `t` ([1] or [N] fp32, or a table's row), with the hint's `features`.
 
     `x` [B,4,h,w] beside a context of both halves, [2B,T,D], stands for both; so then do the first residuals.
-    `weight` is a tensor without dimensions; `guess` holds guess mode's weights ([n+1] fp32) or is None.
+    `weight` is a tensor without dimensions; `guess` holds guess mode's weights ([n+1] fp32) or is None. `told` is what
+    an SDXL net is told beside timesteps as they are; a table's row holds it.
     """
-    emb = blocks.embed_time(net, t, x) if isinstance(t, Tensor) else t
+    emb = blocks.embed_time(net, t, x, told) if isinstance(t, Tensor) else t
     x = plus(net.conv_in(x), features)
     skips = [x]
     for block in net.down_blocks:

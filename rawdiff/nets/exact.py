@@ -24,7 +24,10 @@ class Exact:
     time: bool = True
     """Time embeddings and every ResNet's projection of them: once a run, a table with one row a timestep."""
     prefix: bool = True
-    """Up to the query of the first cross attention nothing tells cond from uncond: one half stands for both."""
+    """Until something tells cond from uncond one half stands for both: up to the query of the first cross attention.
+
+    In SDXL up to the first ResNet's time, with which pooled text is told.
+    """
     scale: bool = True
     """Divisions by an output scale of exactly 1 are left out."""
 

@@ -18,10 +18,10 @@ KINDS = ("default", "scale_shift")
 
 
 class Shifts:
-    """One timestep as every ResNet of one network wants it, [1 or B,C,1,1] each: a row of the table of times."""
+    """One timestep as every ResNet of one network wants it, [1 or N,C,1,1] each: a row of the table of times."""
 
     def __init__(self, form: tuple[tuple[Any, int], ...], packed: Tensor) -> None:
-        """`packed` [1 or B, sum of C], one piece of memory; `form`: each ResNet with its C."""
+        """`packed` [1 or N, sum of C], one piece of memory; `form`: each ResNet with its C."""
         self.form = form
         self._packed = packed
         columns = torch.split(packed[:, :, None, None], [width for _, width in form], dim=1)
@@ -35,6 +35,10 @@ class Shifts:
     def rebuilt(cls, form: tuple[tuple[Any, int], ...], tensors: Sequence[Tensor]) -> Shifts:
         """The same over another piece of memory."""
         return cls(form, tensors[0])
+
+    def rows(self, which: slice) -> Shifts:
+        """Those of some of the texts, in the same memory."""
+        return Shifts(self.form, self._packed[which])
 
     def of(self, block: Any) -> Tensor:
         """What `project` would say of this ResNet."""
@@ -77,11 +81,10 @@ def project(block: Any, emb: Tensor) -> Tensor:
 def forward(block: Any, x: Tensor, time: Time, divide: bool = False, skip: Tensor | None = None) -> Tensor:
     """`x` [N,C,h,w], its channels joined by those of a `skip`, through the ResNet.
 
-    A skip that stands for both halves is gone through once. `divide` by the output scale even where that is 1.
+    [2N,C,h,w] where the time has both halves and `x` stands for both. A skip that stands for both is gone through
+    once. `divide` by the output scale even where that is 1.
     """
     shift = time.of(block) if isinstance(time, Shifts) else project(block, time)
-    if len(shift) > 1:
-        shift = spread(shift, len(x))
     if skip is not None and len(skip) < len(x) and _separable(block, x):
         inner, past = _begin_apart(block, x, skip)
     else:
@@ -89,11 +92,13 @@ def forward(block: Any, x: Tensor, time: Time, divide: bool = False, skip: Tenso
         inner = block.conv1(block.nonlinearity(block.norm1(x)))
         past = x if block.conv_shortcut is None else block.conv_shortcut(x)
     if block.time_embedding_norm == "default":
-        inner = block.norm2(inner + shift)
+        inner = block.norm2(plus(inner, shift))
     else:
-        factor, shift = shift.chunk(2, dim=1)
-        inner = block.norm2(inner) * (1 + factor) + shift
-    result: Tensor = past + block.conv2(block.nonlinearity(inner))
+        rows = max(len(inner), len(shift))
+        inner = spread(block.norm2(inner), rows)
+        factor, shift = (shift if len(shift) == 1 else spread(shift, rows)).chunk(2, dim=1)
+        inner = inner * (1 + factor) + shift
+    result: Tensor = plus(past, block.conv2(block.nonlinearity(inner)))
     scale = block.output_scale_factor
     return result / scale if divide or scale != 1.0 else result
 

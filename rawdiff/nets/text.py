@@ -1,4 +1,8 @@
-"""CLIP's text encoder (Radford et al. 2021, arXiv 2103.00020): token numbers in, one vector a token out."""
+"""CLIP's text encoder (Radford et al. 2021, arXiv 2103.00020): token numbers in, one vector a token out.
+
+Stable Diffusion 1 and 2 read the last layer through the final norm; SDXL (Podell et al. 2023, arXiv 2307.01952) reads
+the layer before the last as it is, and of its second encoder also one vector for the whole text.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,11 @@ from torch.nn import functional
 
 from rawdiff.errors import UsageError, WeightsError
 
-__all__ = ["check", "encode"]
+__all__ = ["check", "check_clip_skip", "encode", "encode_inner"]
+
+
+WITH_PROJECTION = "CLIPTextModelWithProjection"
+"""The class of an encoder that pools."""
 
 
 def _inner(encoder: Any) -> Any:
@@ -18,13 +26,22 @@ def _inner(encoder: Any) -> Any:
     return encoder.text_model if "text_model" in dict(encoder.named_children()) else encoder
 
 
-def check(encoder: Any) -> None:
+def check(encoder: Any, part: str = "text_encoder") -> None:
     """Raise WeightsError if this is not a CLIP text encoder whose flow is written here."""
     name = type(encoder).__name__
-    if name not in ("CLIPTextModel", "CLIPTextModelWithProjection"):
-        raise WeightsError(f"text_encoder: found a {name}, expected a CLIPTextModel")
+    known = ("CLIPTextModel", "CLIPTextModelWithProjection") if part == "text_encoder" else (WITH_PROJECTION,)
+    if name not in known:
+        raise WeightsError(f"{part}: found a {name}, expected a {known[0]}")
     if getattr(encoder.config, "use_attention_mask", False):
-        raise WeightsError("text_encoder: config has use_attention_mask=True: not supported yet")
+        raise WeightsError(f"{part}: config has use_attention_mask=True: not supported yet")
+
+
+def check_clip_skip(clip_skip: int, layers: int) -> None:
+    """Raise UsageError when a text encoder of so many layers has not so many to leave out."""
+    if not 0 <= clip_skip < layers:
+        raise UsageError(
+            f"clip skip {clip_skip}: this text encoder has {layers} layers, so 0 to {layers - 1}"
+        )
 
 
 def encode(
@@ -38,21 +55,54 @@ def encode(
     """
     inner = _inner(encoder)
     layers = inner.encoder.layers
-    if not 0 <= clip_skip < len(layers):
-        raise UsageError(
-            f"clip skip {clip_skip}: this text encoder has {len(layers)} layers, so 0 to {len(layers) - 1}"
-        )
-    if vectors is None:
-        x: Tensor = inner.embeddings(input_ids=ids)
-    else:
-        own = inner.embeddings.token_embedding.weight
-        rows = functional.embedding(ids.clamp(max=start - 1), own)
-        added = functional.embedding((ids - start).clamp(min=0), vectors.to(own))
-        x = inner.embeddings(inputs_embeds=torch.where((ids < start)[..., None], rows, added))
+    check_clip_skip(clip_skip, len(layers))
+    x = _embed(inner, ids, start, vectors)
     mask = causal_mask(ids.shape[1], x)
     for layer in layers[: len(layers) - clip_skip]:
         x = layer(x, mask)
     result: Tensor = inner.final_layer_norm(x)
+    return result
+
+
+def encode_inner(
+    encoder: Any,
+    ids: Tensor,
+    clip_skip: int = 0,
+    *,
+    end: int,
+    start: int = 0,
+    vectors: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Context [N,T,D] as SDXL reads it, and from an encoder with a projection pooled text [N,P]; else as `encode`.
+
+    The context is what goes into the last layer but `clip_skip`. Pooled text is the first token numbered `end` after
+    all layers and the final norm, projected, whatever `clip_skip` is. Raises UsageError.
+    """
+    inner = _inner(encoder)
+    layers = inner.encoder.layers
+    check_clip_skip(clip_skip, len(layers))
+    x = _embed(inner, ids, start, vectors)
+    mask = causal_mask(ids.shape[1], x)
+    read = len(layers) - 1 - clip_skip
+    for layer in layers[:read]:
+        x = layer(x, mask)
+    if type(encoder).__name__ != WITH_PROJECTION:
+        return x, None
+    context = x
+    for layer in layers[read:]:
+        x = layer(x, mask)
+    places = (ids == end).int().argmax(1)
+    pooled: Tensor = encoder.text_projection(inner.final_layer_norm(x[torch.arange(len(x)), places]))
+    return context, pooled
+
+
+def _embed(inner: Any, ids: Tensor, start: int, vectors: Tensor | None) -> Tensor:
+    if vectors is None:
+        return inner.embeddings(input_ids=ids)  # type: ignore[no-any-return]
+    own = inner.embeddings.token_embedding.weight
+    rows = functional.embedding(ids.clamp(max=start - 1), own)
+    added = functional.embedding((ids - start).clamp(min=0), vectors.to(own))
+    result: Tensor = inner.embeddings(inputs_embeds=torch.where((ids < start)[..., None], rows, added))
     return result
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rawdiff.errors import UsageError, WeightsError
 from rawdiff.nets import blocks
+from rawdiff.nets.added import Added
 from rawdiff.nets.attention import Text
 from rawdiff.nets.resnet import Time
 
@@ -51,7 +52,7 @@ def encode(
     """Read `x` [N,4,h,w]: the skips, from the largest down, and the middle block's result.
 
     `x` [B,4,h,w] beside a context of both halves, [2B,T,D], stands for both, and so do the skips before the
-    first attention to the text; the others and the middle are [2B,...].
+    first attention to the text (or before an `emb` of both halves); the others and the middle are [2B,...].
     """
     x = unet.conv_in(x)
     skips = [x]
@@ -75,11 +76,13 @@ def decode(
     return out
 
 
-def forward(unet: Any, x: Tensor, t: Tensor, context: Tensor, told: Tensor | None = None) -> Tensor:
+def forward(
+    unet: Any, x: Tensor, t: Tensor, context: Tensor, told: Added | None = None, waves: Tensor | None = None
+) -> Tensor:
     """The whole UNet alone: `x` [N,4,h,w], `t` [1] or [N] fp32, `context` [N,T,D] -> [N,4,h,w].
 
-    `told` [N,P] is the guidance, for a UNet that is told it.
+    `waves` [N,P] are the guidance's, for a UNet that is told it.
     """
-    emb = blocks.embed_time(unet, t, x, told)
+    emb = blocks.embed_time(unet, t, x, told, waves)
     skips, middle = encode(unet, x, emb, context)
     return decode(unet, skips, middle, emb, context)

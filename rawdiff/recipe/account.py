@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rawdiff import images
+from rawdiff.conditions import SizeIds
 from rawdiff.errors import UsageError
 from rawdiff.geometry import Size
 from rawdiff.nets.exact import EVERYTHING, Exact
@@ -62,12 +63,14 @@ def of_run(
     embeddings: Sequence[Mapping[str, Any]] = (),
     syntax: str = PLAIN,
     exact: Exact = EVERYTHING,
+    size_ids: SizeIds | None = None,
+    zeros: bool = False,
 ) -> dict[str, Any]:
     """The account of a run, as plain values; prompts, negatives, seeds and guidance are one for each picture.
 
     `model` is from `of_model`, `sampler` from `build_sampler`, each of `controls` from `Control.describe`;
     `latents` is the SHA-256 of those given in place of the first noise, `image` from `InitImage.describe`, each of
-    `loras` and `embeddings` what it says of itself.
+    `loras` and `embeddings` what it says of itself; `zeros` tells whether absent negative prompts are all zeros.
     """
     return {
         **model,
@@ -88,6 +91,8 @@ def of_run(
         "embeddings": [dict(embedding) for embedding in embeddings],
         "syntax": None if syntax == PLAIN else syntax,
         "repeats": [name for name, once in asdict(exact).items() if not once],
+        "size_ids": None if size_ids is None or size_ids == SizeIds() else size_ids.describe(),
+        "zeros": zeros or None,
     }
 
 

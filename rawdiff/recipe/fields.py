@@ -88,6 +88,12 @@ def _some(test: Test) -> Test:
     return lambda value: _several(test)(value) and 0 < len(value) <= MAX_CONTROLS
 
 
+def _size_ids(negative: Test) -> Test:
+    """Sizes that SDXL is told of, as `SizeIds.describe` says them."""
+    pair = _several(_whole, 2)
+    return _object(original=_maybe(pair), crop=pair, target=_maybe(pair), negative=negative)
+
+
 PICTURE: dict[str, Test] = {
     "prompt": _text,
     "negative": _text,
@@ -113,6 +119,8 @@ PICTURE_EXTRAS: dict[str, Test] = {
     "syntax": lambda value: value in SYNTAXES and value != PLAIN,
     "repeats": _some(_text),
     "merge": _several(_number),
+    "size_ids": _size_ids(_maybe(_size_ids(lambda value: value is None))),
+    "zeros": lambda value: value is True,
 }
 """What a picture has only where there is any of it."""
 LORA: dict[str, Test] = {"sha256": _digest, "config": _maybe(_digest), "scale": _number}

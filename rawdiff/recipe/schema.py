@@ -10,6 +10,8 @@ picture   prompt, negative, size [height, width], seed, guidance, rescale, clip_
   syntax      how the prompts are read, where that is not as plain text: "a1111"
   repeats     names of the work done at every step, which is else done once (`Exact`): it shows in the last bits
   merge       the weight of each checkpoint that the networks are the sum of, in their order
+  size_ids    original, crop, target, and the same under negative, or null: what SDXL is told, where it is not the size
+  zeros       true where an absent negative prompt is all zeros (SDXL)
   sampler   class, config, steps, timesteps, sigmas, eta
   controls  kind, sha256 (of the map's bytes), derive, weight, start, end, fit, depth_range, depth_invert, weights
 made      rawdiff, torch, diffusers, transformers; model {name, kind, revision}; sampler (the name asked for);

@@ -24,7 +24,7 @@ diffusers and transformers are imported when a part is loaded, not before.
 from __future__ import annotations
 
 from rawdiff.weights.adapters import Adapters
-from rawdiff.weights.defaults import Defaults, read_defaults
+from rawdiff.weights.defaults import Defaults, read_defaults, vae_dtype
 from rawdiff.weights.devices import check_memory, choose_device, choose_dtype, free_bytes, use_real_cores
 from rawdiff.weights.embedding import Embedding, check_trigger, read_embedding
 from rawdiff.weights.hub import Hub
@@ -80,5 +80,6 @@ __all__ = [
     "read_embedding",
     "read_lora",
     "use_real_cores",
+    "vae_dtype",
     "with_vae",
 ]

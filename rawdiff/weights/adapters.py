@@ -23,7 +23,7 @@ _Changes = dict[Layer, list[tuple[Factors, float]]]
 
 
 class Adapters:
-    """The LoRAs of a UNet and a text encoder: `W + scale * alpha / rank * up @ down`, written in place of W.
+    """The LoRAs of a UNet and its text encoders: `W + scale * alpha / rank * up @ down`, written in place of W.
 
     Every change is computed in fp32 from a copy of the weight as it was (kept on the CPU while a LoRA is on) and
     rounded once, so that neither order nor history of changes shows in a weight, and `clear` restores each to the
@@ -31,9 +31,11 @@ class Adapters:
     and is right again when the same LoRAs are. One Adapters a model.
     """
 
-    def __init__(self, unet: Any, text_encoder: Any, *, device: torch.device | None = None) -> None:
+    def __init__(
+        self, unet: Any, text_encoder: Any, text_encoder_2: Any = None, *, device: torch.device | None = None
+    ) -> None:
         """`device` is where changes are computed: wherever a network is then put away, they are the same to the bit."""
-        self._layers = Layers(unet, text_encoder)
+        self._layers = Layers(unet, text_encoder, text_encoder_2)
         self._device = device
         self._pristine: dict[Layer, Tensor] = {}
         self._changes: _Changes = {}

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from rawdiff.errors import SizeError, WeightsError
 from rawdiff.geometry import FACTOR, Size, check_size, format_size
 from rawdiff.limits import is_name
@@ -17,9 +19,9 @@ from rawdiff.weights.choose import read_json
 from rawdiff.weights.parts import Where, read_config
 from rawdiff.weights.source import Source, open_source
 
-__all__ = ["Defaults", "read_defaults"]
+__all__ = ["Defaults", "read_defaults", "vae_dtype"]
 
-_FILE = "rawdiff.json"
+_FILE, _INDEX = "rawdiff.json", "model_index.json"
 _TOLD = 8.5
 """Guidance of a latent consistency model where nobody says, as in diffusers."""
 _KNOWN = 2.25
@@ -59,6 +61,10 @@ class Defaults:
     """The same of its textual-inversion embeddings."""
     family: str | None = None
     """`"sd1"`, `"sd2"`, `"sdxl"`, or None for a model of its own."""
+    two_encoders: bool = False
+    """Whether two text encoders are read, and pooled text and sizes told with the time (SDXL)."""
+    zeros: bool = False
+    """Whether an absent negative prompt is all zeros, and not an encoded empty text."""
 
     def unfamiliar(self, size: Size) -> str | None:
         """What to say of a size (height, width) far from those the model knows; None for one that is near.
@@ -80,19 +86,44 @@ class Defaults:
 def read_defaults(source: Where = None) -> Defaults:
     """The defaults in a model's `rawdiff.json`; without one, those that follow from its configs.
 
-    The native size is then the UNet's `sample_size` times 8, the guidance 7.5 (8.5 where the UNet is told it), the
-    ControlNets those that the registry knows for the family. Raises WeightsError, HubError.
+    The native size is then the UNet's `sample_size` times 8, the guidance 7.5 (SDXL's 5; 8.5 where the UNet is told
+    it), the ControlNets those that the registry knows for the family. Raises WeightsError, HubError.
     """
     opened = open_source(source)
     config = read_config(opened, "unet")
     width = config.get("cross_attention_dim")
     family = registry.family_of_width(width) if isinstance(width, int) else None
+    two = config.get("addition_embed_type") == "text_time"
+    told: dict[str, Any] = {"family": family, "two_encoders": two, "zeros": two and _zeros(opened)}
     if _FILE in opened.names():
-        return _from_file(opened, family)
+        return _from_file(opened, told)
     known = (registry.net_for(kind, family) for kind in ("depth", "normal", "canny")) if family else ()
     controls = {net.kind: net.alias for net in known if net is not None}
-    guidance = _TOLD if is_told(config) else Defaults.guidance
-    return Defaults(opened.name, _native_size(config, opened), guidance, controls=controls, family=family)
+    guidance = _TOLD if is_told(config) else 5.0 if two else Defaults.guidance  # diffusers' own
+    return Defaults(opened.name, _native_size(config, opened), guidance, controls=controls, **told)
+
+
+def _zeros(source: Source) -> bool:
+    """What the folder's index says of empty negative prompts; without a word of it they are zeros, as in diffusers."""
+    if _INDEX not in source.names():
+        return True
+    path = source.path(_INDEX)
+    found = read_json(path).get("force_zeros_for_empty_prompt", True)
+    if not isinstance(found, bool):
+        raise WeightsError(
+            f"{path}: force_zeros_for_empty_prompt is {str(found)[:60]!a}, expected true or false"
+        )
+    return found
+
+
+def vae_dtype(source: Where, defaults: Defaults, dtype: torch.dtype) -> torch.dtype:
+    """The dtype that a model's VAE runs in where its networks run in `dtype`: SDXL's overflows in fp16.
+
+    As diffusers' SDXL pipelines do by the VAE's `force_upcast`, which its others never ask for. Raises WeightsError.
+    """
+    if dtype != torch.float16 or not defaults.two_encoders:
+        return dtype
+    return torch.float32 if read_config(source, "vae").get("force_upcast", True) else dtype
 
 
 def _native_size(config: Mapping[str, Any], source: Source) -> Size:
@@ -111,7 +142,7 @@ def _size(sides: Any, factor: int, where: str) -> Size:
         raise WeightsError(f"{where}: {error}") from error
 
 
-def _from_file(source: Source, family: str | None) -> Defaults:
+def _from_file(source: Source, told: Mapping[str, Any]) -> Defaults:
     path = source.path(_FILE)
     table = read_json(path)
     unknown, missing = set(table) - _KEYS, {"name", "native_size"} - set(table)
@@ -143,7 +174,7 @@ def _from_file(source: Source, family: str | None) -> Defaults:
         else source.child(inpaint),  # which is none of the sum
         loras=_files(source, table, "loras", str(path)),
         embeddings=_files(source, table, "embeddings", str(path)),
-        family=family,
+        **told,
     )
 
 

@@ -9,7 +9,8 @@ guessed to be a dot. A layer `down_blocks.0.attentions.0 ... attn1.to_out.0` of 
     lora_unet_<input_blocks_1_1 ...>                                      kohya, by the original UNet's blocks
 
 and a layer of the text encoder likewise by `text_encoder.`, `lora_te_` and `lora_te1_`, with `text_model.` and
-without (transformers moved the tower in and out of a submodule of this name, see `renames`).
+without (transformers moved the tower in and out of a submodule of this name, see `renames`); of SDXL's second by
+`text_encoder_2.` and `lora_te2_` alone.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _TEXT_LAYERS = re.compile(r"self_attn[._]([qkv]_proj|to_[qkv])$")
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A linear layer or convolution of `part` ("unet" or "text_encoder"), by its name there."""
+    """A linear layer or convolution of `part` ("unet", "text_encoder", "text_encoder_2"), by its name there."""
 
     part: str
     name: str
@@ -55,9 +56,10 @@ class Layer:
 class Layers:
     """All layers of a model that a LoRA can change."""
 
-    def __init__(self, unet: Any, text_encoder: Any) -> None:
+    def __init__(self, unet: Any, text_encoder: Any, text_encoder_2: Any = None) -> None:
         own, text = list(_layers("unet", unet)), list(_layers("text_encoder", text_encoder))
-        self.every = (*own, *text)
+        second = [] if text_encoder_2 is None else list(_layers("text_encoder_2", text_encoder_2))
+        self.every = (*own, *text, *second)
         self._known: dict[str, list[Layer]] = {}
         original = original_names(unet, [layer.name for layer in own])
         for layer in own:
@@ -68,9 +70,14 @@ class Layers:
             spellings = list(_text_spellings(layer.name))
             self._add(layer, _dotted(layer.part, spellings))
             self._add(layer, _underscored(["lora_te", "lora_te1"], spellings))
+        for layer in second:
+            spellings = list(_text_spellings(layer.name))
+            self._add(layer, _dotted(layer.part, spellings, alone=False))
+            self._add(layer, _underscored(["lora_te2"], spellings))
+        read, encoders = _widths(own, _TEXT_READERS), _widths([*text, *second], _TEXT_LAYERS)
         self._widths = (
-            (_TEXT_READERS, "takes text of width", _widths(own, _TEXT_READERS), "this model's text has"),
-            (_TEXT_LAYERS, "is for a text encoder of width", _widths(text, _TEXT_LAYERS), "this model's has"),
+            (_TEXT_READERS, "takes text of width", read, "this model's text has"),
+            (_TEXT_LAYERS, "is for a text encoder of width", encoders, "this model's has"),
         )
 
     def _add(self, layer: Layer, names: Iterable[str]) -> None:
@@ -143,15 +150,11 @@ def _text_spellings(name: str) -> Iterator[str]:
         yield spelled
 
 
-def _dotted(part: str, spellings: Iterable[str]) -> Iterator[str]:
+def _dotted(part: str, spellings: Iterable[str], *, alone: bool = True) -> Iterator[str]:
+    """Every spelling behind the part's name, and `alone` where no other part is meant by it."""
+    named = (f"{part}.", f"{part}.base_model.model.", f"base_model.model.{part}.")
     for name in spellings:
-        for prefix in (
-            "",
-            f"{part}.",
-            "base_model.model.",
-            f"{part}.base_model.model.",
-            f"base_model.model.{part}.",
-        ):
+        for prefix in ("", "base_model.model.", *named) if alone else named:
             yield prefix + name
 
 

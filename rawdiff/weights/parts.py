@@ -111,8 +111,11 @@ def planned_layers(source: Where, unet: Where = None) -> Layers:
     `unet` is for a UNet from elsewhere than `source`. Raises WeightsError, HubError.
     """
     model = open_source(source)
-    found = []
-    for name, opened in (("unet", model if unet is None else open_source(unet)), ("text_encoder", model)):
+    found: list[nn.Module] = []
+    parts = [("unet", model if unet is None else open_source(unet)), ("text_encoder", model)]
+    if read_config(model, "unet").get("addition_embed_type") == "text_time":
+        parts.append(("text_encoder_2", model))
+    for name, opened in parts:
         found.append(build_empty(PARTS[name], _config(opened, PARTS[name]), f"{opened}: the {name}'s config"))
     return Layers(*found)
 
