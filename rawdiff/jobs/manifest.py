@@ -79,6 +79,7 @@ OF_THE_COMMAND = (
         "dtype",
         "speed",
         "memory",
+        "backend",
         "offline",
         "revision",
         "batch",

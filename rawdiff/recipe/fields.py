@@ -151,6 +151,7 @@ MADE: dict[str, Test] = {
     "pixels": _maybe(_digest),
 }
 MADE_EXTRAS: dict[str, Test] = {
+    "backend": _text,
     "image": _object(path=_text, mask=_maybe(_text)),
     "loras": _some(_text),
     "embeddings": _some(_text),

@@ -14,6 +14,7 @@ picture   prompt, negative, size [height, width], seed, guidance, rescale, clip_
 made      rawdiff, torch, diffusers, transformers; model {name, kind, revision}; sampler (the name asked for);
           inputs [path], nets [{name, kind} or null]: one for each control; device, threads; batch [place, size];
           pixels (SHA-256 of the finished picture; null in a plan); and only where there are any:
+  backend     what computed the networks, with its version, where that was not torch
   image       path, mask (path, or null)
   loras, embeddings  [name]
 """
