@@ -119,10 +119,10 @@ def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     """One line, before anything is loaded."""
     found = importlib.import_module
 
-    def missing(name: str, *more: Any) -> Any:
+    def missing(name: str, *given: Any, **more: Any) -> Any:
         if name.split(".")[0] == "openvino":
             raise ModuleNotFoundError(name)
-        return found(name, *more)
+        return found(name, *given, **more)
 
     monkeypatch.setattr(package.importlib, "import_module", missing)
     line = "backend openvino needs openvino, which is not installed: pip install 'rawdiff[openvino]'"

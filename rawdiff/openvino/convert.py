@@ -113,7 +113,8 @@ def convert(call: Call, form: tuple[Any, ...], tensors: Sequence[Tensor]) -> Any
     zeros = tuple(torch.zeros(()).expand(shape) for shape in shapes)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a trace holds fast is in the key
-        trace = torch.jit.trace(traced, zeros, check_trace=False)
+        follow: Any = torch.jit.trace  # untyped
+        trace = follow(traced, zeros, check_trace=False)
         names = [value.debugName() for value in trace.graph.inputs()]
         decoder = package.load("openvino.frontend.pytorch.ts_decoder").TorchScriptPythonDecoder(trace)
     reader = package.load("openvino.frontend").FrontEndManager().load_by_framework("pytorch")
