@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,11 +16,13 @@ from rawdiff.autoencoder import DECODE, run_vae
 from rawdiff.errors import WeightsError
 from rawdiff.geometry import FACTOR
 from rawdiff.nets import calls
-from rawdiff.openvino import OpenVino, Store
+from rawdiff.openvino import OpenVino, Store, version
 from rawdiff.plan import Window, make_plan
 from rawdiff.predict import Exact
 from rawdiff.probes import NO_PROBE
 from rawdiff.sampler import make_sampler
+from tests.cli_run import pixels
+from tests.cli_run import rawdiff as command
 from tests.exact_cases import NOTHING, SHAPES, Case, error, randn
 from tests.lora_files import kohya, random_changes, write
 from tests.openvino_cases import STEP, apart, changed, needed, runner
@@ -232,6 +235,22 @@ def test_a_picture_is_torchs(
     assert grey_levels(again[0].image(), again[1].image()) <= 1
     path = run_of(ours, options).save_image(tmp_path / "cube.png")
     assert recipe.read(path)["made"]["backend"].startswith("openvino 20")
+
+
+def test_the_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(store.folder.parent))
+    words = ["gen", "-p", "a red cube", "--model", folder, "--size", "40x48", "--steps", "2", "--seed", "3"]
+    told, made = [], []
+    for name, backend in (("a", "openvino"), ("b", "openvino"), ("c", "torch")):
+        path = tmp_path / f"{name}.png"
+        told.append(command(*words, "--backend", backend, "-o", path).ok().err)
+        made.append(recipe.read(path)["made"])
+    assert "openvino: converted" not in told[1]
+    assert np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"))
+    levels = pixels(tmp_path / "a.png").astype(int) - pixels(tmp_path / "c.png")
+    assert np.abs(levels).max() <= 1
+    assert made[0]["backend"] == made[1]["backend"] == f"openvino {version()}"
+    assert "backend" not in made[2]
 
 
 def run_of(model: Model, options: dict[str, Any]) -> Any:
