@@ -6,7 +6,7 @@ import re
 
 from rawdiff.errors import UsageError
 
-__all__ = ["FITS", "MAX_SEED", "MEMORIES", "SPEEDS", "check_strength", "check_text", "is_name"]
+__all__ = ["BACKENDS", "FITS", "MAX_SEED", "MEMORIES", "SPEEDS", "check_strength", "check_text", "is_name"]
 
 MAX_SEED = 2**32 - 1
 """The largest seed: torch's CPU generator repeats itself beyond."""
@@ -16,6 +16,9 @@ FITS = ("crop", "pad", "stretch")
 
 SPEEDS = ("eager", "graph", "compile")
 """How the networks' calls are run."""
+
+BACKENDS = ("torch", "openvino")
+"""What computes the networks."""
 
 MEMORIES = ("normal", "low")
 """How much memory a run may take."""

@@ -18,7 +18,7 @@ import torch
 from rawdiff import weights
 from rawdiff.arguments import check_callables, check_flags, check_nets
 from rawdiff.controls import Control
-from rawdiff.graphs import make_runner
+from rawdiff.openvino import choose_runner
 from rawdiff.parts import Parts
 from rawdiff.preparing import prepare
 from rawdiff.probes import NO_PROBE, ProbeLike
@@ -39,6 +39,7 @@ def load(
     dtype: str | torch.dtype | None = None,
     speed: str | None = None,
     memory: str | None = None,
+    backend: str | None = None,
     offline: bool = False,
     revision: str | None = None,
     say: Say = say_on_stderr,
@@ -51,15 +52,16 @@ def load(
     hub id that is one or holds one). The device is the first GPU or
     else the CPU, the dtype fp16 or fp32 after it. `speed` is how the networks are run, "eager", "graph" (on CUDA) or
     "compile", by default the best without waiting for a compiler; `memory` is "normal", or "low": a part on the device
-    at a time, guidance's halves in turn, the VAE in tiles (approximate). Raises WeightsError, HubError,
-    ResourceError, UsageError.
+    at a time, guidance's halves in turn, the VAE in tiles (approximate). `backend` is "torch", or "openvino", which
+    runs the UNet, ControlNets and VAE on a CPU in fp32 or bf16, without `speed` and memory "low". Raises
+    WeightsError, HubError, ResourceError, UsageError.
     """
     check_callables(say=say, probe=probe)
     check_flags(offline=offline)
     known = check_nets(nets, controls)
     chosen = weights.choose_device(device)
     kind = weights.choose_dtype(chosen, dtype)
-    runner = make_runner(speed, chosen, memory)
+    runner = choose_runner(backend, speed, chosen, kind, memory, say=say)
     opened = weights.open_source(source, revision=revision, offline=offline, say=say)
     opened = weights.with_vae(opened, vae, offline=offline, say=say)
     place: dict[str, Any] = {"device": chosen, "dtype": kind}

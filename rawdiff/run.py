@@ -244,7 +244,7 @@ class Run:
         if self.state.by_hand:
             raise UsageError(f"{path}: no recipe can tell this picture: its run was changed by hand")
         image = self.image(k)
-        made = {**self.setup.origin, **recipe.tool(self._noise.device)}
+        made = {**self.setup.origin, **recipe.tool(self._noise.device, self.setup.runner.made_with)}
         told = recipe.tell(recipe.of_picture(self.recipe, k), made, (k, len(self.seeds)), image)
         return images.write_png(path, image, told, recipe.write_parameters(told), overwrite=overwrite)
 

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "rawdiff"
 ORDER = [
     "version", "errors", "limits", "syntax", "say", "strict_json", "geometry", "probes", "noise", "sampler",
     "conditions", "plan", "state", "blend", "nets", "graphs", "prediction", "predict", "step", "loop",
-    "weights", "images", "controls", "vocabulary", "prompts", "texts", "arguments", "extras", "adapting",
+    "weights", "images", "openvino", "controls", "vocabulary", "prompts", "texts", "arguments", "extras", "adapting",
     "autoencoder", "decode", "encode", "beginning", "recipe", "saved", "run", "files", "parts", "preparing", "resuming",
     "model", "jobs", "study", "cli", "__main__",
 ]  # fmt: skip

@@ -95,7 +95,8 @@ def test_its_vae_keeps_out_of_fp16(folder: Path, tmp_path: Path, monkeypatch: py
 def test_sizes_that_the_family_does_not_know() -> None:
     sdxl = Defaults("x", (1024, 1024), family="sdxl")
     line = sdxl.unfamiliar((512, 512))
-    assert line is not None and line.startswith("size 512x512: this model knows 1024x1024")
+    assert line is not None
+    assert line.startswith("size 512x512: this model knows 1024x1024")
     assert sdxl.unfamiliar((2048, 2048))
     assert not sdxl.unfamiliar((832, 1216))
 

@@ -229,6 +229,7 @@ def gen(
     dtype: options.Dtype = None,
     speed: options.Speed = None,
     memory: options.Memory = None,
+    backend: options.Backend = None,
     json_lines: options.Json = False,
     timings: options.Timings = False,
     debug: options.Debug = False,
@@ -274,7 +275,7 @@ def gen(
     from rawdiff.jobs.place import Place
 
     where: dict[str, Any] = {"model": model, "device": device, "dtype": dtype, "revision": revision}
-    where |= {"speed": speed, "memory": memory, "vae": vae}
+    where |= {"speed": speed, "memory": memory, "vae": vae, "backend": backend}
     finished = generate(
         request,
         Place.from_words(net or (), offline=offline, **where),

@@ -9,6 +9,7 @@ import typer
 from rawdiff.cli.terminal import Console
 
 __all__ = [
+    "Backend",
     "Debug",
     "Device",
     "Dtype",
@@ -175,6 +176,14 @@ Memory = Annotated[
     typer.Option(
         metavar="HOW",
         help="normal or low: slower, a part on the device at a time, large pictures in tiles (approximate).",
+        rich_help_panel=WORK,
+    ),
+]
+Backend = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="torch, or openvino: the networks by OpenVINO on the CPU, in fp32 or bf16, converted once and kept.",
         rich_help_panel=WORK,
     ),
 ]

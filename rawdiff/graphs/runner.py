@@ -25,6 +25,8 @@ class Runner:
     """Whether memory is worth more than time: guidance's halves in turn, the VAE in tiles."""
     overwrites = False
     """Whether what a call gives is overwritten when it is run again."""
+    made_with: str | None = None
+    """What computes in torch's place, with its version."""
 
     def __init__(self, streams: Streams | None = None) -> None:
         self.streams = streams

@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from rawdiff import images, weights
+from rawdiff import images, openvino, weights
 from rawdiff.errors import RawdiffError, ResourceError
 from rawdiff.files import parts_of
 from rawdiff.images.opencv import opencv
@@ -46,6 +46,7 @@ def check_all(model: str | None = None, folder: str | Path = OUTPUT_FOLDER) -> I
     yield _checked("opencv", lambda: f"{opencv().__version__}, for edges and unusual files")
     for name, use in EXTRAS.items():
         yield _extra(name, use)
+    yield _openvino()
     yield from _devices()
     yield _checked("output", lambda: _writable(Path(folder)))
     yield from _model("embedded model", None)
@@ -80,6 +81,17 @@ def _extra(name: str, use: str) -> Finding:
         return Finding(name, "ok", f"{metadata.version(name)}, for {use}")
     except ImportError:
         return Finding(name, "note", f"is not installed: {use} need it (pip install 'rawdiff[samplers]')")
+
+
+def _openvino() -> Finding:
+    version, sizes = openvino.version(), openvino.Store().sizes()
+    kept = (
+        f"{len(sizes)} converted networks, {sum(sizes.values()) / 2**20:.1f} MiB in {openvino.cache_folder()}"
+    )
+    if version is None:
+        text = f"is not installed: --backend openvino needs it (pip install 'rawdiff[openvino]'); {kept}"
+        return Finding("openvino", "note", text)
+    return Finding("openvino", "ok", f"{version}, for --backend openvino; {kept}")
 
 
 def _devices() -> Iterator[Finding]:

@@ -80,6 +80,7 @@ OF_THE_COMMAND = (
         "dtype",
         "speed",
         "memory",
+        "backend",
         "offline",
         "revision",
         "batch",

@@ -29,6 +29,7 @@ class Place:
     offline: bool = False
     speed: str | None = None
     memory: str | None = None
+    backend: str | None = None
 
     @classmethod
     def from_words(cls, nets: Sequence[str] = (), **words: Any) -> Place:
@@ -73,6 +74,7 @@ def open_workshop(place: Place, say: Say, probe: ProbeLike = NO_PROBE) -> Worksh
         offline=place.offline,
         speed=place.speed,
         memory=place.memory,
+        backend=place.backend,
         say=say,
         probe=probe,
     )

@@ -48,12 +48,17 @@ class Planner:
         offline: bool,
         say: Say,
         probe: ProbeLike,
+        made_with: str | None = None,
     ) -> None:
-        """`nets` are ControlNets that somebody named, by kind; `low`: runs take little memory."""
+        """`nets` are ControlNets that somebody named, by kind; `low`: runs take little memory.
+
+        `made_with` is the runner's.
+        """
         self.source, self.defaults = source, weights.read_defaults(source)
         self.device, self.dtype = device, dtype
         self.say, self.probe = say, probe
         self._low, self._offline = low, offline
+        self._made_with = made_with
         self._named = dict(nets)
         self._nets: dict[str, weights.Source] = {}
         self._extras = Extras(self.source, self.defaults)
@@ -171,9 +176,8 @@ class Planner:
             options |= {"image": image, "mask": mask, "strength": strength, "paste": request.paste}
         options |= {"negative": negative, "guidance": guidance, **fitting}
         options |= {"loras": loras, "embeddings": embeddings}
-        return Job(
-            request, size, seeds, controls, sampler, options, picture, {**origin, **recipe.tool(self.device)}
-        )
+        made = {**origin, **recipe.tool(self.device, self._made_with)}
+        return Job(request, size, seeds, controls, sampler, options, picture, made)
 
     def _sampler(
         self, request: Request, recorded: Mapping[str, Any] | None

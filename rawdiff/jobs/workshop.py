@@ -22,12 +22,12 @@ import torch
 from rawdiff import weights
 from rawdiff.errors import RawdiffError, ResourceError
 from rawdiff.geometry import format_size
-from rawdiff.graphs import make_runner
 from rawdiff.jobs.job import Drawn, Job, Watcher
 from rawdiff.jobs.planner import Planner
 from rawdiff.jobs.prepared import Prepared
 from rawdiff.model import Model, load
 from rawdiff.nets.memory import is_out_of_memory
+from rawdiff.openvino import choose_runner
 from rawdiff.probes import NO_PROBE, ProbeLike
 from rawdiff.say import Say, say_on_stderr
 
@@ -61,17 +61,20 @@ class Workshop(Planner):
         offline: bool = False,
         speed: str | None = None,
         memory: str | None = None,
+        backend: str | None = None,
         say: Say = say_on_stderr,
         probe: ProbeLike = NO_PROBE,
     ) -> None:
         chosen = weights.choose_device(device)
         kind = weights.choose_dtype(chosen, dtype)
-        make_runner(speed, chosen, memory)  # what is wrong with these is said before anything is opened
+        # What is wrong with these is said before anything is opened.
+        made_with = choose_runner(backend, speed, chosen, kind, memory).made_with
         opened = weights.open_source(source, revision=revision, offline=offline, say=say)
         opened = weights.with_vae(opened, vae, offline=offline, say=say)
         where: dict[str, Any] = {"device": chosen, "dtype": kind, "low": memory == "low", "offline": offline}
+        where["made_with"] = made_with
         super().__init__(opened, nets=nets or {}, **where, say=say, probe=probe)
-        self._speed, self._memory = speed, memory
+        self._speed, self._memory, self._backend = speed, memory, backend
         self._model: Model | None = None
         self._prepared = Prepared()
 
@@ -87,7 +90,7 @@ class Workshop(Planner):
         if self._model is None:
             self.say(self.describe())
             place: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "offline": self._offline}
-            place |= {"speed": self._speed, "memory": self._memory}
+            place |= {"speed": self._speed, "memory": self._memory, "backend": self._backend}
             source: Any = self.source
             self._model = load(source, nets=self._nets, say=self.say, probe=self.probe, **place)
         return self._model
@@ -116,7 +119,7 @@ class Workshop(Planner):
                     ) from error
                 if not is_out_of_memory(error):
                     raise
-                last = count == 1 and model.runner.frugal
+                last = count == 1 and (model.runner.frugal or self._made_with is not None)
                 if last and isinstance(error, RawdiffError):  # told already
                     raise
                 if last:

@@ -125,8 +125,9 @@ def _begin_apart(block: Any, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _normalise(norm: Any, x: Tensor, channels: slice) -> Tensor:
-    groups = x.shape[1] * norm.num_groups // norm.num_channels
-    return functional.group_norm(x, groups, norm.weight[channels], norm.bias[channels], norm.eps)
+    weight, bias = norm.weight[channels], norm.bias[channels]
+    groups = len(weight) * norm.num_groups // norm.num_channels
+    return functional.group_norm(x, groups, weight, bias, norm.eps)
 
 
 def _convolve(layer: Any, x: Tensor, channels: slice, bias: Tensor | None) -> Tensor:

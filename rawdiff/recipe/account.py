@@ -153,9 +153,10 @@ def origin(
     }
 
 
-def tool(device: torch.device) -> dict[str, Any]:
-    """What draws: versions, kind of device, threads."""
+def tool(device: torch.device, made_with: str | None = None) -> dict[str, Any]:
+    """What draws: versions, kind of device, threads, and what computes the networks, where that is not torch."""
     return {
+        **({} if made_with is None else {"backend": made_with}),
         "rawdiff": __version__,
         **{name: metadata.version(name) for name in ("torch", "diffusers", "transformers")},
         "device": device.type,

@@ -161,6 +161,7 @@ MADE: dict[str, Test] = {
 }
 MADE_EXTRAS: dict[str, Test] = {
     "vae": _object(name=_text, kind=_text),
+    "backend": _text,
     "image": _object(path=_text, mask=_maybe(_text)),
     "loras": _some(_text),
     "embeddings": _some(_text),

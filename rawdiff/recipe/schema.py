@@ -18,6 +18,7 @@ made      rawdiff, torch, diffusers, transformers; model {name, kind, revision};
           inputs [path], nets [{name, kind} or null]: one for each control; device, threads; batch [place, size];
           pixels (SHA-256 of the finished picture; null in a plan); and only where there are any:
   vae         name, kind: where it is another's
+  backend     what computed the networks, with its version, where that was not torch
   image       path, mask (path, or null)
   loras, embeddings  [name]
 """

@@ -13,10 +13,12 @@ from rawdiff.decode import decode
 from rawdiff.graphs import Runner, make_runner
 from rawdiff.loop import denoise
 from rawdiff.noise import Noise
+from rawdiff.openvino import choose_runner
 from rawdiff.plan import make_plan
 from rawdiff.predict import prepare
 from rawdiff.sampler import make_sampler
 from rawdiff.state import start
+from scripts.speed import whole
 from scripts.speed.subject import GUIDANCE, Subject, scheduler
 
 __all__ = ["ARMS", "Arm", "Picture"]
@@ -113,7 +115,11 @@ def _marking_steps(arm: Arm) -> Arm:
 
 
 def _rawdiff(subject: Subject, speed: str, **options: Any) -> Arm:
-    runner: Runner = make_runner(speed, subject.device, **options)
+    return _by(subject, make_runner(speed, subject.device, **options))
+
+
+def _by(subject: Subject, runner: Runner) -> Arm:
+    """rawdiff's loop, its networks run by `runner`."""
 
     @torch.no_grad()
     def arm(pixels: bool) -> Picture:
@@ -142,5 +148,12 @@ ARMS: dict[str, Callable[[Subject], Arm]] = {
     "graph-serial": lambda subject: _rawdiff(subject, "graph", side_by_side=False),
     "graph-parallel": lambda subject: _rawdiff(subject, "graph", side_by_side=True),
     "compile": lambda subject: _rawdiff(subject, "compile"),
+    "openvino": lambda subject: _by(
+        subject, choose_runner("openvino", None, subject.device, subject.dtype, say=_ignore)
+    ),
+    "diffusers-openvino": lambda subject: _diffusers(subject.copied(), whole.by_openvino),
 }
-"""The first four are diffusers': eager, channels last, and compiled as its users do it; the others are rawdiff's."""
+"""The first four are diffusers': eager, channels last, and compiled as its users do it; the others are rawdiff's.
+
+The last is diffusers' loop again, over whole networks run by OpenVINO.
+"""
