@@ -70,6 +70,7 @@ def resume(
         rescale=account["rescale"],
         windows=windows,
         device=self.device,
+        guidance_end=1.0 if account.get("guidance_end") is None else account["guidance_end"],
         contexts=texts_of(syntax, account["prompt"], account["negative"], made).rows,
     )
     held.check_table(plan)

@@ -161,6 +161,7 @@ def gen(
         float | None,
         typer.Option(metavar="X", help="0 to 1: against washed out colours.", rich_help_panel=SAMPLING),
     ] = None,
+    guidance_end: options.GuidanceEnd = None,
     clip_skip: Annotated[
         int | None,
         typer.Option(metavar="N", help="Leave out the text encoder's last layers.", rich_help_panel=SAMPLING),
@@ -256,7 +257,14 @@ def gen(
     }
     words |= {"depth_range": depth_range, "depth_invert": depth_invert, "sampler": sampler, "steps": steps}
     words |= {"timesteps": timesteps, "sigmas": sigmas, "guidance": guidance, "rescale": rescale}
-    words |= {"clip_skip": clip_skip, "guess": guess, "eta": eta, "lora": lora, "embedding": embedding}
+    words |= {
+        "guidance_end": guidance_end,
+        "clip_skip": clip_skip,
+        "guess": guess,
+        "eta": eta,
+        "lora": lora,
+        "embedding": embedding,
+    }
     words |= {
         "prompt_syntax": prompt_syntax,
         "image": image,

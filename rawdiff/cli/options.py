@@ -13,6 +13,7 @@ __all__ = [
     "Device",
     "Dtype",
     "Embeddings",
+    "GuidanceEnd",
     "Image",
     "Json",
     "Loras",
@@ -85,6 +86,14 @@ Paste = Annotated[
         metavar="",
         help="Paste what stays back into the picture, as it was before the VAE; on.",
         rich_help_panel=IMAGE,
+    ),
+]
+GuidanceEnd = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X",
+        help="0 to 1: guidance is off after this share of the run, at half the work a step; 1.",
+        rich_help_panel="Sampling",
     ),
 ]
 ModelName = Annotated[

@@ -59,6 +59,7 @@ def of_run(
     image: Mapping[str, Any] | None = None,
     loras: Sequence[Mapping[str, Any]] = (),
     embeddings: Sequence[Mapping[str, Any]] = (),
+    guidance_end: float = 1.0,
     syntax: str = PLAIN,
     exact: Exact = EVERYTHING,
 ) -> dict[str, Any]:
@@ -77,6 +78,7 @@ def of_run(
         "seeds": list(seeds),
         "guidance": list(guidance),
         "rescale": float(rescale),
+        "guidance_end": None if guidance_end == 1.0 else float(guidance_end),
         "clip_skip": clip_skip,
         "guess": guess,
         "sampler": dict(sampler),
@@ -117,7 +119,7 @@ def of_picture(account: Mapping[str, Any], k: int) -> dict[str, Any]:
         "loras": [{name: lora[name] for name in LORA} for lora in account["loras"]],
         "embeddings": [{name: one[name] for name in EMBEDDING} for one in account["embeddings"]],
     }
-    extras = {name: values[name] for name in PICTURE_EXTRAS if values[name]}
+    extras = {name: values[name] for name in PICTURE_EXTRAS if values[name] not in (None, [])}
     return {**{name: values[name] for name in PICTURE}, **extras}
 
 
