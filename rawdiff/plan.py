@@ -124,12 +124,14 @@ class Plan:
         rescale: float,
         windows: Sequence[Window],
         device: torch.device,
+        guidance_end: float = 1.0,
         contexts: Sequence[int] = (),
         distilled: bool = False,
         done: Sequence[Row] = (),
     ) -> None:
         self.sampler = sampler
         self.guidance = tuple(guidance)
+        self.guidance_end = guidance_end
         self.rescale = rescale
         self.windows = tuple(windows)
         self.contexts = tuple(contexts)
@@ -153,16 +155,10 @@ class Plan:
         context = 0
         if self.contexts:  # a restart may add a row (PNDM): what is left keeps its distance to the end
             context = self.contexts[max(self.begin, i + len(self.contexts) - count)]
+        ends = (i + 1) / count > self.guidance_end
+        guidance = tuple(1.0 for _ in self.guidance) if ends else self.guidance
         return Row(
-            i,
-            step,
-            self.sampler,
-            self.guidance,
-            self.rescale,
-            control,
-            context,
-            torch.empty(0),
-            self.distilled,
+            i, step, self.sampler, guidance, self.rescale, control, context, torch.empty(0), self.distilled
         )
 
     def __len__(self) -> int:
@@ -196,6 +192,7 @@ class Plan:
                 rescale=self.rescale,
                 windows=self.windows,
                 device=self.device,
+                guidance_end=self.guidance_end,
                 contexts=self.contexts,
                 distilled=self.distilled,
                 done=self.rows[:i],
@@ -210,21 +207,30 @@ def make_plan(
     rescale: float = 0.0,
     windows: Sequence[Window] = (),
     device: torch.device | str = "cpu",
+    guidance_end: float = 1.0,
     contexts: Sequence[int] = (),
     distilled: bool = False,
 ) -> Plan:
     """Join a sampler, one guidance scale an image, and the ControlNets' windows; raises UsageError.
 
     Guidance of 1 or less is off (Ho and Salimans 2022, arXiv 2207.12598). `rescale` in 0..1 brings the guided
-    output's spread back towards the cond output's (Lin et al. 2023, arXiv 2305.08891). `contexts` is the number of
-    each row's text context; all have the first where nothing is said. `distilled` is for networks that are told their
-    guidance: it is then none of the loop's work, and what is 1 or less is told as it is.
+    output's spread back towards the cond output's (Lin et al. 2023, arXiv 2305.08891). After the share `guidance_end`
+    of the run guidance is off, and its rows are run on the cond half alone (Kynkäänniemi et al. 2024, arXiv
+    2404.07724, on the part of a run where guidance is worth having). `contexts` is the number of each row's text
+    context; all have the first where nothing is said. `distilled` is for networks that are told their guidance: it is
+    then none of the loop's work, and what is 1 or less is told as it is.
     """
     for scale in guidance:
         if not is_number(scale) or scale < 0.0:
             raise UsageError(f"guidance {scale!r}: expected a finite number, 1 or less for none, 7.5 say")
     if not is_number(rescale) or not 0.0 <= rescale <= 1.0:
         raise UsageError(f"rescale {rescale!r}: expected a number from 0 to 1")
+    if not is_number(guidance_end) or not 0.0 <= guidance_end <= 1.0:
+        raise UsageError(f"guidance end {guidance_end!r}: expected a number from 0 to 1")
+    if distilled and guidance_end < 1.0:
+        raise UsageError(
+            f"guidance end {guidance_end:g}: this model is told its guidance, which ends with the run: leave it out"
+        )
     scales = [float(scale) if distilled else max(1.0, float(scale)) for scale in guidance]
     if contexts and len(contexts) != len(sampler.rows):
         raise UsageError(f"{len(contexts)} contexts given: expected {len(sampler.rows)}, one for each row")
@@ -234,6 +240,7 @@ def make_plan(
         rescale=rescale,
         windows=windows,
         device=torch.device(device),
+        guidance_end=float(guidance_end),
         contexts=contexts,
         distilled=distilled,
     )

@@ -65,6 +65,7 @@ def prepare(
     steps: int | None = None,
     guidance: float | Sequence[float] | Tensor | None = None,
     rescale: float = 0.0,
+    guidance_end: float = 1.0,
     clip_skip: int = 0,
     guess: bool = False,
     seed: int | Sequence[int] | None = None,
@@ -95,9 +96,11 @@ def prepare(
     `controls` the long form. `size` is (height, width) in pixels; without it the first map's shape,
     brought to the model's native area; `size_ids` is what else SDXL is told of sizes. `steps` is 20 unless
     `timesteps` or `sigmas` are given. `guidance` (1 or less: off; a latent consistency model is told it), `negative`
-    and `seed` may be lists, one for each image; a single seed counts up, None draws one (see `run.seeds`). Where the
-    model says so (SDXL), an empty negative prompt is none: zeros, and " " the empty text. `sampler` is a name
-    ("dpm++ 2m karras"), a diffusers scheduler or a Sampler. `latents` [B,4,h,w] replace the first draw of noise.
+    and `seed` may be lists, one for each image; a single seed counts up, None draws one (see `run.seeds`). After the
+    share `guidance_end` of the run guidance is off, which halves the work of what is left (approximate: another
+    picture). Where the model says so (SDXL), an empty negative prompt is none: zeros, and " " the empty text.
+    `sampler` is a name ("dpm++ 2m karras"), a diffusers scheduler or a Sampler. `latents` [B,4,h,w] replace the first
+    draw of noise.
 
     `image` (as the maps) is what the run begins from, for the last `strength` of its steps (above 0 to 1; 0.8).
     With a `mask` of its size only what is white there is painted anew (strength 1): by the model's inpainting
@@ -146,17 +149,13 @@ def prepare(
     for line in taken_for_text(texts):
         say(line)
     levels: dict[str, Any] = {"guidance": scales, "rescale": rescale, "windows": windows}
-    levels["distilled"] = is_told(self.unet.config)
+    levels |= {"guidance_end": guidance_end, "distilled": is_told(self.unet.config)}
     plan = make_plan(made, **levels, contexts=texts.rows, device=self.device)
     if any(negatives) and not plan.guided:
-        say(
-            "the negative prompt has no effect: "
-            + (
-                "this model is told its guidance, and has no half for it"
-                if plan.distilled
-                else "guidance is off"
-            )
-        )
+        told_it = "this model is told its guidance, and has no half for it"
+        say(f"the negative prompt has no effect: {told_it if plan.distilled else 'guidance is off'}")
+    if guidance_end < 1.0 and all(scale <= 1.0 for scale in scales):
+        say("guidance end has no effect: guidance is off")
 
     with probe("hints", host=True):
         samples = [images.open_source(control.source) for control in wanted]
@@ -205,6 +204,7 @@ def prepare(
         seeds=seeds,
         guidance=scales,
         rescale=rescale,
+        guidance_end=guidance_end,
         clip_skip=clip_skip,
         guess=guess,
         sampler=spec,

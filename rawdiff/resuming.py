@@ -71,6 +71,7 @@ def resume(
         rescale=account["rescale"],
         windows=windows,
         device=self.device,
+        guidance_end=1.0 if account.get("guidance_end") is None else account["guidance_end"],
         contexts=texts_of(syntax, account["prompt"], account["negative"], made).rows,
         distilled=is_told(self.unet.config),
     )

@@ -238,7 +238,7 @@ def test_doctor_finds_what_is_broken(here: Path, model: Path, monkeypatch: pytes
 # ---- help
 
 
-@pytest.mark.parametrize("command", ["gen", "batch", "info", "sampler", "doctor"])
+@pytest.mark.parametrize("command", ["gen", "batch", "bench", "info", "sampler", "doctor"])
 def test_every_command_helps(command: str) -> None:
     for flag in ("--help", "-h"):
         said = rawdiff(command, flag).ok()

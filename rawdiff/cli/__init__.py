@@ -1,8 +1,8 @@
-"""The command line: `rawdiff gen | batch | info | sampler | doctor`.
+"""The command line: `rawdiff gen | batch | bench | info | prompt | sampler | doctor`.
 
     talk.py       what gen asks and tells
     app.py        the commands together; each has a file of its own and no logic
-    options.py    what several of them take
+    options.py    what several of them take; drawing.py: what those take that draw
     terminal.py   lines, questions and the progress bar, all on standard error
 
 `main` turns every error into one line and an exit code. Nothing heavy is imported until a command needs it, so

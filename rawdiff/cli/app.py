@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rawdiff.cli import batch, doctor, gen, info, prompt, sampler
+from rawdiff.cli import batch, bench, doctor, gen, info, prompt, sampler
 from rawdiff.version import __version__
 
 __all__ = ["app"]
@@ -44,6 +44,7 @@ def root(
 
 app.command("gen", epilog=gen.EPILOG)(gen.gen)
 app.command("batch", epilog=batch.EPILOG)(batch.batch)
+app.command("bench", epilog=bench.EPILOG)(bench.bench)
 app.command("info")(info.info)
 app.command("prompt", epilog=prompt.EPILOG)(prompt.prompt)
 app.command("sampler", epilog=sampler.EPILOG)(sampler.sampler)

@@ -6,14 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
-from rawdiff.cli import options
+from rawdiff.cli import drawing, options
 from rawdiff.cli.talk import complete, picture_line, print_plan
 from rawdiff.cli.terminal import Progress, print_timings
 from rawdiff.jobs.words import request_from_words
 
 __all__ = ["EPILOG", "gen"]
 
-WORDS, MAPS, SAMPLING, OUTPUT = "What to draw", "Maps", "Sampling", "Output"
+OUTPUT = "Output"
 
 EPILOG = """[bold]Examples[/bold]
 
@@ -27,37 +27,15 @@ EPILOG = """[bold]Examples[/bold]
 
 def gen(
     context: typer.Context,
-    prompt: Annotated[
-        str | None,
-        typer.Option(
-            "--prompt",
-            "-p",
-            metavar="TEXT",
-            help="What to draw; - reads standard input.",
-            rich_help_panel=WORDS,
-        ),
-    ] = None,
-    negative: Annotated[
-        str | None,
-        typer.Option("--negative", "-n", metavar="TEXT", help="What not to draw.", rich_help_panel=WORDS),
-    ] = None,
-    size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WxH",
-            help="In pixels, multiples of 8; else the map's shape at the model's own area; others should be near it.",
-            rich_help_panel=WORDS,
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="0 to 4294967295; else one is drawn, and printed.", rich_help_panel=WORDS
-        ),
-    ] = None,
+    prompt: drawing.Prompt = None,
+    negative: drawing.Negative = None,
+    size: drawing.Size = None,
+    seed: drawing.Seed = None,
     count: Annotated[
         int | None,
-        typer.Option(metavar="N", help="How many pictures; the seed counts up.", rich_help_panel=WORDS),
+        typer.Option(
+            metavar="N", help="How many pictures; the seed counts up.", rich_help_panel=drawing.WORDS
+        ),
     ] = None,
     remake: Annotated[
         str | None,
@@ -65,123 +43,37 @@ def gen(
             "--from",
             metavar="PNG",
             help="Make this picture again; other options change it.",
-            rich_help_panel=WORDS,
+            rich_help_panel=drawing.WORDS,
         ),
     ] = None,
-    depth: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH",
-            help="A depth map, near is white: PNG, TIFF, JPEG, WEBP, .npy.",
-            rich_help_panel=MAPS,
-        ),
-    ] = None,
-    normal: Annotated[
-        str | None, typer.Option(metavar="PATH", help="A normal map.", rich_help_panel=MAPS)
-    ] = None,
-    canny: Annotated[
-        str | None, typer.Option(metavar="PATH", help="An edge map.", rich_help_panel=MAPS)
-    ] = None,
-    derive: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KIND",
-            help="normal or canny: make that map from the one given for it, or from the depth map. Repeatable.",
-            rich_help_panel=MAPS,
-        ),
-    ] = None,
-    control: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KIND=PATH",
-            help="Any map; PATH@0.8 gives its weight, PATH@0.8,0-0.6 also the part of the run where it counts. "
-            "Repeatable; none drops those of --from.",
-            rich_help_panel=MAPS,
-        ),
-    ] = None,
-    fit: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOW", help="crop, pad or stretch a map or image of another aspect.", rich_help_panel=MAPS
-        ),
-    ] = None,
-    depth_range: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LO,HI",
-            help="What is far and near in the map's own units, or auto.",
-            rich_help_panel=MAPS,
-        ),
-    ] = None,
-    depth_invert: Annotated[
-        bool | None,
-        typer.Option(
-            "--depth-invert/--no-depth-invert",
-            metavar="",
-            help="Near is black, or small.",
-            rich_help_panel=MAPS,
-        ),
-    ] = None,
-    prompt_syntax: options.Syntax = None,
-    image: options.Image = None,
-    mask: options.Mask = None,
-    strength: options.Strength = None,
-    paste: options.Paste = None,
-    sampler: Annotated[
-        str | None,
-        typer.Option(
-            "--sampler",
-            "-s",
-            metavar="NAME",
-            help='Such as "euler a"; see rawdiff sampler.',
-            rich_help_panel=SAMPLING,
-        ),
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(metavar="N", help="Steps; 20.", rich_help_panel=SAMPLING)
-    ] = None,
-    timesteps: Annotated[
-        str | None,
-        typer.Option(metavar="T,T,...", help="Or the timesteps themselves.", rich_help_panel=SAMPLING),
-    ] = None,
-    sigmas: Annotated[
-        str | None, typer.Option(metavar="S,S,...", help="Or the noise levels.", rich_help_panel=SAMPLING)
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(
-            "--guidance",
-            "-g",
-            metavar="X",
-            help="How strictly to follow the words; else the model's own.",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = None,
-    rescale: Annotated[
-        float | None,
-        typer.Option(metavar="X", help="0 to 1: against washed out colours.", rich_help_panel=SAMPLING),
-    ] = None,
-    clip_skip: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Leave out the text encoder's last layers.", rich_help_panel=SAMPLING),
-    ] = None,
-    guess: Annotated[
-        bool | None,
-        typer.Option(
-            "--guess/--no-guess",
-            metavar="",
-            help="Let the maps speak without words.",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = None,
-    eta: Annotated[
-        float | None, typer.Option(metavar="X", help="0 to 1: DDIM's noise.", rich_help_panel=SAMPLING)
-    ] = None,
+    depth: drawing.Depth = None,
+    normal: drawing.Normal = None,
+    canny: drawing.Canny = None,
+    derive: drawing.Derive = None,
+    control: drawing.Controls = None,
+    fit: drawing.Fit = None,
+    depth_range: drawing.DepthRange = None,
+    depth_invert: drawing.DepthInvert = None,
+    prompt_syntax: drawing.Syntax = None,
+    image: drawing.Image = None,
+    mask: drawing.Mask = None,
+    strength: drawing.Strength = None,
+    paste: drawing.Paste = None,
+    sampler: drawing.Sampler = None,
+    steps: drawing.Steps = None,
+    timesteps: drawing.Timesteps = None,
+    sigmas: drawing.Sigmas = None,
+    guidance: drawing.Guidance = None,
+    rescale: drawing.Rescale = None,
+    guidance_end: drawing.GuidanceEnd = None,
+    clip_skip: drawing.ClipSkip = None,
+    guess: drawing.Guess = None,
+    eta: drawing.Eta = None,
     model: options.ModelName = None,
     net: options.Nets = None,
     vae: options.Vae = None,
-    lora: options.Loras = None,
-    embedding: options.Embeddings = None,
+    lora: drawing.Loras = None,
+    embedding: drawing.Embeddings = None,
     revision: options.Revision = None,
     offline: options.Offline = False,
     out: Annotated[
@@ -240,33 +132,8 @@ def gen(
 
     Each picture carries its recipe, from which [cyan]--from[/cyan] makes it again.
     """
+    request = request_from_words({**drawing.words_of(locals()), "count": count})
     console = options.console_of(context)
-    words: dict[str, Any] = {
-        "prompt": prompt,
-        "negative": negative,
-        "size": size,
-        "seed": seed,
-        "count": count,
-    }
-    words |= {
-        "depth": depth,
-        "normal": normal,
-        "canny": canny,
-        "derive": derive,
-        "control": control,
-        "fit": fit,
-    }
-    words |= {"depth_range": depth_range, "depth_invert": depth_invert, "sampler": sampler, "steps": steps}
-    words |= {"timesteps": timesteps, "sigmas": sigmas, "guidance": guidance, "rescale": rescale}
-    words |= {"clip_skip": clip_skip, "guess": guess, "eta": eta, "lora": lora, "embedding": embedding}
-    words |= {
-        "prompt_syntax": prompt_syntax,
-        "image": image,
-        "mask": mask,
-        "strength": strength,
-        "paste": paste,
-    }
-    request = request_from_words(words)
     request = complete(request, console) if remake is None or prompt == "-" else request
     if remake is None:
         request.check()  # before anything heavy is imported

@@ -13,26 +13,18 @@ __all__ = [
     "Debug",
     "Device",
     "Dtype",
-    "Embeddings",
-    "Image",
     "Json",
-    "Loras",
-    "Mask",
     "Memory",
     "ModelName",
     "Nets",
     "Offline",
-    "Paste",
     "Revision",
     "Speed",
-    "Strength",
-    "Syntax",
     "Timings",
     "Vae",
     "console_of",
 ]
 
-IMAGE = "Image"
 MODEL = "Model"
 WORK = "How it runs"
 
@@ -49,46 +41,6 @@ def _debug(context: typer.Context, value: bool) -> bool:
     return value
 
 
-Syntax = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="plain: all is text; or a1111: (word:1.2), [a:b:0.5], BREAK, <lora:name:0.8>, any length. See rawdiff "
-        "prompt.",
-        rich_help_panel="What to draw",
-    ),
-]
-Image = Annotated[
-    str | None,
-    typer.Option(
-        metavar="PATH", help="A picture to begin from; its size is the result's.", rich_help_panel=IMAGE
-    ),
-]
-Mask = Annotated[
-    str | None,
-    typer.Option(
-        metavar="PATH",
-        help="What to paint anew in it: white is, black stays. Of the image's size.",
-        rich_help_panel=IMAGE,
-    ),
-]
-Strength = Annotated[
-    float | None,
-    typer.Option(
-        metavar="X",
-        help="How much of the run is left to do, up to 1; 0.8, with a mask 1.",
-        rich_help_panel=IMAGE,
-    ),
-]
-Paste = Annotated[
-    bool | None,
-    typer.Option(
-        "--paste/--no-paste",
-        metavar="",
-        help="Paste what stays back into the picture, as it was before the VAE; on.",
-        rich_help_panel=IMAGE,
-    ),
-]
 ModelName = Annotated[
     str | None,
     typer.Option(
@@ -116,26 +68,6 @@ Vae = Annotated[
         metavar="SOURCE",
         help="Another VAE than the model's: a folder, file or OWNER/NAME that is one or holds one; none drops that of "
         "--from.",
-        rich_help_panel=MODEL,
-    ),
-]
-Loras = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--lora",
-        metavar="PATH",
-        help="A LoRA's file, or the name of one that the model brings; PATH@0.8 gives its scale. Repeatable; none "
-        "drops those of --from.",
-        rich_help_panel=MODEL,
-    ),
-]
-Embeddings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--embedding",
-        metavar="PATH",
-        help="A textual-inversion embedding, or its name; PATH=WORD gives its trigger. Repeatable; none drops "
-        "those of --from.",
         rich_help_panel=MODEL,
     ),
 ]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rawdiff.cli import options
+from rawdiff.cli import drawing, options
 from rawdiff.cli.terminal import printable
 from rawdiff.jobs.request import Request
 
@@ -23,7 +23,7 @@ EPILOG = """[bold]Examples[/bold]
 def prompt(
     context: typer.Context,
     text: Annotated[str, typer.Argument(metavar="TEXT", help="The prompt.")],
-    prompt_syntax: options.Syntax = None,
+    prompt_syntax: drawing.Syntax = None,
     steps: Annotated[
         int | None, typer.Option(metavar="N", help="Steps of the run, for prompt editing; 20.")
     ] = None,

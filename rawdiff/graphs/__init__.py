@@ -1,6 +1,7 @@
 """How the networks' calls are run: as they come, or recorded once and replayed, one after the other or side by side.
 
     runner.py    Runner: as they come; EAGER is the plain one
+    reusing.py   Reusing: another runner, the first halves of the networks at some evaluations alone (approximate)
     frugal.py    Frugal: in little memory, a stage of the run on the device at a time
     cache.py     Graphs: each call recorded when it is first seen, replayed from then on, the oldest let go
     compiled.py  each call through torch.compile, where nothing is recorded

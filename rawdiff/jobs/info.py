@@ -87,6 +87,8 @@ def _recipe_pairs(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name in ("guidance", "rescale", "clip_skip", "guess"):
         if picture[name] or name == "guidance":
             yield name.replace("_", " "), picture[name]
+    if "guidance_end" in picture:
+        yield "guidance end", picture["guidance_end"]
     if sampler["eta"]:
         yield "eta", sampler["eta"]
     if "image" in found:

@@ -64,6 +64,7 @@ KEYS: dict[str, str] = {
     "sigmas": NUMBERS,
     "guidance": NUMBER,
     "rescale": NUMBER,
+    "guidance_end": NUMBER,
     "clip_skip": WHOLE,
     "guess": FLAG,
     "eta": NUMBER,

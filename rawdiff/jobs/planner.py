@@ -140,6 +140,7 @@ class Planner:
         negative = request.negative or ""
         options: dict[str, Any] = {
             "rescale": float(request.rescale or 0.0),
+            "guidance_end": 1.0 if request.guidance_end is None else float(request.guidance_end),
             "clip_skip": request.clip_skip or 0,
             "guess": bool(request.guess),
             "exact": without(request.repeats),

@@ -91,6 +91,8 @@ class Request:
     steps: int | None = None
     guidance: float | None = None
     rescale: float | None = None
+    guidance_end: float | None = None
+    """The share of the run after which guidance is off."""
     clip_skip: int | None = None
     guess: bool | None = None
     eta: float | None = None
@@ -243,6 +245,7 @@ class Request:
             raise UsageError(f"seed {self.seed}: the last of {self.count} would be {last}, beyond {MAX_SEED}")
         _check_number("guidance", self.guidance, 0.0, 1000.0)
         _check_number("rescale", self.rescale, 0.0, 1.0)
+        _check_number("guidance_end", self.guidance_end, 0.0, 1.0)
         _check_number("eta", self.eta, 0.0, 1.0)
         if self.fit is not None and self.fit not in FITS:
             raise UsageError(f"fit {self.fit!r}: expected crop, pad or stretch")
@@ -275,4 +278,4 @@ def _check_number(name: str, value: object, low: float, high: float) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise UsageError(f"{name} {value!r}: expected a number from {low:g} to {high:g}")
+        raise UsageError(f"{name.replace('_', ' ')} {value!r}: expected a number from {low:g} to {high:g}")

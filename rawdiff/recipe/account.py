@@ -61,6 +61,7 @@ def of_run(
     image: Mapping[str, Any] | None = None,
     loras: Sequence[Mapping[str, Any]] = (),
     embeddings: Sequence[Mapping[str, Any]] = (),
+    guidance_end: float = 1.0,
     syntax: str = PLAIN,
     exact: Exact = EVERYTHING,
     size_ids: SizeIds | None = None,
@@ -81,6 +82,7 @@ def of_run(
         "seeds": list(seeds),
         "guidance": list(guidance),
         "rescale": float(rescale),
+        "guidance_end": None if guidance_end == 1.0 else float(guidance_end),
         "clip_skip": clip_skip,
         "guess": guess,
         "sampler": dict(sampler),
@@ -123,7 +125,7 @@ def of_picture(account: Mapping[str, Any], k: int) -> dict[str, Any]:
         "loras": [{name: lora[name] for name in LORA} for lora in account["loras"]],
         "embeddings": [{name: one[name] for name in EMBEDDING} for one in account["embeddings"]],
     }
-    extras = {name: values[name] for name in PICTURE_EXTRAS if values.get(name)}
+    extras = {name: values[name] for name in PICTURE_EXTRAS if _is_there(values.get(name))}
     return {**{name: values[name] for name in PICTURE}, **extras}
 
 
@@ -173,3 +175,8 @@ def tell(
     """
     pixels = None if image is None else images.pixels_sha256(image)
     return build(picture, {**made, "batch": list(batch), "pixels": pixels})
+
+
+def _is_there(value: Any) -> bool:
+    """Whether there is any of it; a guidance that ends at 0 is."""
+    return value is not None and value is not False and value != []

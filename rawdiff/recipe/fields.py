@@ -111,6 +111,7 @@ PICTURE: dict[str, Test] = {
     "dtype": _text,
 }
 PICTURE_EXTRAS: dict[str, Test] = {
+    "guidance_end": lambda value: _number(value) and 0.0 <= value < 1.0,
     "image": _object(
         sha256=_digest, mask=_maybe(_digest), strength=_number, paste=_maybe(_flag), fit=_maybe(_text)
     ),

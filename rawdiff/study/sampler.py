@@ -16,6 +16,7 @@ from rawdiff import weights
 from rawdiff.arguments import build_sampler
 from rawdiff.sampler import Sampler, SamplerTable
 from rawdiff.say import Say
+from rawdiff.study.grid import grid
 
 __all__ = ["as_values", "find_sampler", "lines"]
 
@@ -69,7 +70,7 @@ def lines(sampler: Sampler) -> Iterator[str]:
         f"beside x, starts from {sampler.init_scale:.6g} x noise"
     )
     yield ""
-    yield from _grid([COLUMNS, *([_short(getattr(row, _field(c))) for c in COLUMNS] for row in sampler.rows)])
+    yield from grid([COLUMNS, *([_short(getattr(row, _field(c))) for c in COLUMNS] for row in sampler.rows)])
     if not isinstance(sampler, SamplerTable):
         yield ""
         yield f"no table: {_why(sampler)}; it runs by the scheduler's own step"
@@ -83,7 +84,7 @@ def lines(sampler: Sampler) -> Iterator[str]:
             yield "  nothing"
             continue
         head = ["i", *(str(j) for j in range(matrix.shape[1]))]
-        yield from _grid([head, *([str(i), *map(_short, line)] for i, line in enumerate(matrix))])
+        yield from grid([head, *([str(i), *map(_short, line)] for i, line in enumerate(matrix))])
     yield ""
     yield "W_i: [x_next; s_next] = W_i [x; out; noise; s]"
     memory = [f"s{k}" for k in range(sampler.state_size)]
@@ -93,7 +94,7 @@ def lines(sampler: Sampler) -> Iterator[str]:
         for i, matrix in enumerate(sampler.weights)
         for k, (name, line) in enumerate(zip(["x", *memory], matrix, strict=True))
     ]
-    yield from _grid([head, *body])
+    yield from grid([head, *body])
 
 
 def _field(column: str) -> str:
@@ -114,10 +115,3 @@ def _short(value: Any) -> str:
     if isinstance(value, int):
         return str(value)
     return "." if value == 0 else f"{value:.4g}"
-
-
-def _grid(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Rows of words, each column as wide as it must be, flush right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(word.rjust(width) for word, width in zip(row, widths, strict=True)).rstrip()
