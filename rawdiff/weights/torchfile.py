@@ -231,7 +231,7 @@ def _guarded(path: Path, work: Callable[[], Any], remedy: str = _REMEDY) -> Any:
 
 def _named_tensors(path: Path, table: Any) -> dict[str, Tensor]:
     """The tensors of a pickle; a training checkpoint keeps them one level down, under "state_dict"."""
-    while isinstance(table, dict) and isinstance(table.get("state_dict"), dict):
+    if isinstance(table, dict) and isinstance(table.get("state_dict"), dict):
         table = table["state_dict"]
     if not isinstance(table, dict) or not table:
         raise WeightsError(f"{path}: holds {type(table).__name__}, expected named tensors")
