@@ -23,10 +23,10 @@ from rawdiff import strict_json
 from rawdiff.errors import WeightsError
 from rawdiff.weights.choose import read_json
 
-__all__ = ["AlphaRules", "config_beside", "read_alphas"]
+__all__ = ["PEFT_FILE", "AlphaRules", "config_beside", "read_alphas"]
 
 _DIFFUSERS_KEY = "lora_adapter_metadata"
-_PEFT_FILE = "adapter_config.json"
+PEFT_FILE = "adapter_config.json"
 _PEFT_PREFIX = "base_model.model."
 _PREFIXES = re.compile(r"(?:(?:unet|text_encoder|base_model\.model|text_model)\.)*")
 _TEXT = re.compile(r"(?:text_model|encoder\.layers)\.")
@@ -95,7 +95,7 @@ class AlphaRules:
 
 def config_beside(path: Path, names: Iterable[str]) -> Path | None:
     """peft's adapter_config.json beside a file in peft's own layout; None for other layouts, or without one."""
-    config = path.with_name(_PEFT_FILE)
+    config = path.with_name(PEFT_FILE)
     return config if any(_PEFT_PREFIX in name for name in names) and config.is_file() else None
 
 
@@ -121,7 +121,7 @@ def read_alphas(
         if table.get("peft_type", "LORA") != "LORA":
             found = str(table["peft_type"])[:40]
             raise WeightsError(f"{config}: peft_type is {found!a}, which is not supported; expected LORA")
-        rules[""] = _rule(table, str(config), _PEFT_FILE)
+        rules[""] = _rule(table, str(config), PEFT_FILE)
     text = metadata.get(_DIFFUSERS_KEY)
     if text is not None:
         where = f"{path}: {_DIFFUSERS_KEY}"
