@@ -17,7 +17,7 @@ from rawdiff.nets.exact import without
 from rawdiff.noise import Noise
 from rawdiff.parts import Parts
 from rawdiff.plan import make_plan
-from rawdiff.preparing import WATCH, account_of, set_up
+from rawdiff.preparing import WATCH, account_of, set_up, undone_on_error
 from rawdiff.probes import NO_PROBE, ProbeLike
 from rawdiff.run import Run
 from rawdiff.say import Say, say_on_stderr
@@ -27,6 +27,7 @@ from rawdiff.texts import texts_of
 __all__ = ["resume"]
 
 
+@undone_on_error
 def resume(
     self: Parts,
     path: str | Path,

@@ -133,13 +133,13 @@ def read_alphas(
             raise WeightsError(f"{where} is a JSON {type(table).__name__}, expected an object")
         told: dict[str, dict[str, Any]] = {}
         for key, value in table.items():
-            network, _, field = key.rpartition(".")
-            told.setdefault(network, {})[field] = value
-        found = {network: _rule(own, where, _DIFFUSERS_KEY) for network, own in told.items()}
-        if "" in found and "" in rules and replace(rules[""], name=_DIFFUSERS_KEY) != found[""]:
+            network, _, setting = key.rpartition(".")
+            told.setdefault(network, {})[setting] = value
+        own = {network: _rule(settings, where, _DIFFUSERS_KEY) for network, settings in told.items()}
+        if "" in own and "" in rules and replace(rules[""], name=_DIFFUSERS_KEY) != own[""]:
             raise WeightsError(f"{where} says otherwise than {config}; expected one of them")
-        rules |= found
-        for network in found.keys() - {_network_of(layer, rules) for layer in layers}:
+        rules |= own
+        for network in own.keys() - {_network_of(layer, rules) for layer in layers}:
             raise WeightsError(
                 f"{where} is about {network[:40] or 'every layer'!a}, and no layer of the file is its own; "
                 "expected the alpha of these layers"
