@@ -219,6 +219,7 @@ def prepare(
         image=None if init is None else init.names,
         loras=[one.name for one in added],
         embeddings=[one.name for one in words],
+        tiled=begun.tiled,
     )
     keeping: dict[str, Any] = {
         "blend": begun.blend,

@@ -28,6 +28,9 @@ from rawdiff.weights.schedulers import SCHEDULER_CLASSES
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+TILED = {"vae": "tiled"}
+"""What is said of a picture whose VAE worked in tiles: no part of what decides it, and yet it moves pixels a little."""
+
 __all__ = ["is_masked", "of_model", "of_picture", "of_run", "origin", "tell", "tool"]
 
 
@@ -130,12 +133,15 @@ def origin(
     image: Mapping[str, Any] | None = None,
     loras: Sequence[str] = (),
     embeddings: Sequence[str] = (),
+    tiled: bool = False,
 ) -> dict[str, Any]:
     """Where it came from, by name: model, sampler (if it was asked for), each map, each net but the model's own.
 
-    And where there are any, the image with its mask (from `InitImage.names`), each LoRA and each embedding.
+    And where there are any, the image with its mask (from `InitImage.names`), each LoRA and each embedding; and that the image was encoded
+    in tiles, where it was.
     """
     extras = {"image": image, "loras": list(loras), "embeddings": list(embeddings)}
+    extras |= TILED if tiled else {}
     return {
         "model": {"name": source.name, "kind": source.kind, "revision": source.revision},
         "sampler": sampler,
@@ -156,11 +162,16 @@ def tool(device: torch.device) -> dict[str, Any]:
 
 
 def tell(
-    picture: Mapping[str, Any], made: Mapping[str, Any], batch: tuple[int, int], image: Image | None
+    picture: Mapping[str, Any],
+    made: Mapping[str, Any],
+    batch: tuple[int, int],
+    image: Image | None,
+    *,
+    tiled: bool = False,
 ) -> dict[str, Any]:
     """The recipe of a picture drawn in place `batch[0]` of `batch[1]` at once; `image` once it is drawn.
 
-    `made` is what `origin` and `tool` say.
+    `made` is what `origin` and `tool` say; `tiled` is whether the VAE worked in tiles.
     """
     pixels = None if image is None else images.pixels_sha256(image)
-    return build(picture, {**made, "batch": list(batch), "pixels": pixels})
+    return build(picture, {**made, **(TILED if tiled else {}), "batch": list(batch), "pixels": pixels})

@@ -16,6 +16,7 @@ made      rawdiff, torch, diffusers, transformers; model {name, kind, revision};
           pixels (SHA-256 of the finished picture; null in a plan); and only where there are any:
   image       path, mask (path, or null)
   loras, embeddings  [name]
+  vae         "tiled", where the VAE worked in tiles, short of memory: pixels differ by a few grey levels
 """
 
 from __future__ import annotations
