@@ -1,8 +1,9 @@
-"""Which LoRAs are in a model's weights: every run has its own in them while it draws."""
+"""Which LoRAs are in a model's weights: every run has its own in them while it draws, and they stay until another's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -59,6 +60,23 @@ class Adapting:
                     self._of[key].set(changes[key])
                 finally:
                     self._on[key] = self._of[key].applied
+
+    @contextmanager
+    def undone_on_error(self) -> Iterator[None]:
+        """Inside, where something is raised after LoRAs were put on, all that runs have put on are taken off."""
+        before = self._applied()
+        try:
+            yield
+        except BaseException:
+            found = self._applied()
+            for key in found if found != before else ():
+                if found[key] == self._on.get(key, ()):
+                    self._of[key].clear()
+                    self._on[key] = ()
+            raise
+
+    def _applied(self) -> dict[int, _Pairs]:
+        return {key: adapters.applied for key, adapters in self._of.items() if adapters.applied}
 
     def more_bytes(self, unet: Any, added: Sequence[AddedLora]) -> int:
         """Bytes of the copies that `put_on` would keep; raises WeightsError for a LoRA that does not fit."""

@@ -58,8 +58,8 @@ ENCODE = Way(
 
 def run_vae(
     way: Way, vae: Any, given: Tensor, size: Size, *, runner: Runner, say: Say, probe: ProbeLike
-) -> Tensor:
-    """`given` [B,...] the one way or the other, in the VAE's dtype; pictures are of `size` in pixels.
+) -> tuple[Tensor, bool]:
+    """`given` [B,...] the one way or the other, in the VAE's dtype, and whether in tiles; `size` is in pixels.
 
     NaN or Inf in half precision: once more in fp32, and said. NonFiniteError, ResourceError if that does not help.
     """
@@ -67,20 +67,24 @@ def run_vae(
     weight = vae.decoder.conv_in.weight
     device, dtype = weight.device, weight.dtype
     with probe(way.name), telling_out_of_memory(f"the VAE, {way.verb} {format_size(size)}", device):
-        result = _whole_or_tiled(way, vae, given.to(device, dtype), size, runner, say, tiled=runner.frugal)
+        frugal = runner.frugal
+        result, tiled = _whole_or_tiled(way, vae, given.to(device, dtype), size, runner, say, tiled=frugal)
         if dtype != torch.float32 and not bool(torch.isfinite(result).all()):
             say(f"the VAE gave NaN in {str(dtype).removeprefix('torch.')}: {way.verb} once more in fp32")
             wide, exact = given.to(device, torch.float32), copy.deepcopy(vae).float()
-            result = _whole_or_tiled(way, exact, wide, size, EAGER, say, tiled=runner.frugal)
+            result, tiled = _whole_or_tiled(way, exact, wide, size, EAGER, say, tiled=frugal)
     if not bool(torch.isfinite(result).all()):
         raise NonFiniteError(way.fault)
-    return result
+    return result, tiled
 
 
 def _whole_or_tiled(
     way: Way, vae: Any, given: Tensor, size: Size, runner: Runner, say: Say, *, tiled: bool
-) -> Tensor:
-    """Each of `given` by itself, in memory of its own; if `tiled`, or where memory gives out, in tiles, and said."""
+) -> tuple[Tensor, bool]:
+    """Each of `given` by itself, in memory of its own; if `tiled`, or where memory gives out, in tiles, and said.
+
+    And whether it was.
+    """
     call, is_larger = way.call(vae), max(size) > FACTOR * tiles.TILE
 
     def one(x: Tensor) -> Tensor:
@@ -89,7 +93,7 @@ def _whole_or_tiled(
 
     if not (is_larger and tiled):
         try:
-            return torch.cat([one(x[None]) for x in given.unbind()])
+            return torch.cat([one(x[None]) for x in given.unbind()]), False
         except (RuntimeError, MemoryError) as error:
             if not (is_larger and is_out_of_memory(error)):
                 raise
@@ -99,4 +103,5 @@ def _whole_or_tiled(
         say(f"out of memory in the VAE, {way.verb} {format_size(size)} whole: {way.verb} {TILED}")
     else:
         say(f"{way.verb} {format_size(size)} {TILED}")
-    return torch.cat([way.tiling(lambda piece: one(piece.contiguous()), x[None]) for x in given.unbind()])
+    tiling = [way.tiling(lambda piece: one(piece.contiguous()), x[None]) for x in given.unbind()]
+    return torch.cat(tiling), True

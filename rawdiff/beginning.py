@@ -39,6 +39,8 @@ class Beginning:
     """[B,5,h,w] fp32, for an inpainting UNet; see `Conditions`."""
     blend: Blend | None = None
     """For any other UNet."""
+    tiled: bool = False
+    """Whether the picture was encoded in tiles, which is approximate."""
 
 
 def part_way(sampler: Sampler, strength: float) -> Sampler:
@@ -78,9 +80,10 @@ def begin_from(
     hole, draws = image.hole, 0
     inpainting, from_noise = channels == INPAINT_CHANNELS, hole is not None and strength == 1.0
     latents: Tensor | None = None
+    tiled = False
     if not (inpainting and from_noise):
         posterior = encode(vae, image.normalised, runner=runner, say=say, probe=probe)
-        latents, draws = posterior.sample(noise.draw(draws)), draws + 1
+        latents, draws, tiled = posterior.sample(noise.draw(draws)), draws + 1, posterior.tiled
     first, draws = noise.draw(draws), draws + 1
     if latents is None or from_noise:
         state = start(plan, first.to(dtype), draws=draws)
@@ -88,15 +91,14 @@ def begin_from(
         x = renoise(plan.sampler, 0, latents, first).to(dtype)
         state = RunState(x, plan.sampler.start(x), draws=draws)
     if hole is None:
-        return Beginning(state)
+        return Beginning(state, tiled=tiled)
     small = hole[..., ::FACTOR, ::FACTOR].to(noise.device)  # [1,1,h,w], the nearest pixel
     if not inpainting:
         assert latents is not None
         # The third draw is for an inpainting UNet, and made for every other.
-        return Beginning(
-            replace(state, draws=draws + 1), blend=Blend(latents.to(dtype), first.to(dtype), small)
-        )
+        blend = Blend(latents.to(dtype), first.to(dtype), small)
+        return Beginning(replace(state, draws=draws + 1), blend=blend, tiled=tiled)
     posterior = encode(vae, image.normalised * (hole < 0.5), runner=runner, say=say, probe=probe)
     kept = posterior.sample(noise.draw(draws)).float()
     seen = torch.cat([small.expand(len(kept), -1, -1, -1), kept], dim=1)
-    return Beginning(replace(state, draws=draws + 1), inpaint=seen)
+    return Beginning(replace(state, draws=draws + 1), inpaint=seen, tiled=tiled or posterior.tiled)

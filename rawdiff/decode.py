@@ -13,10 +13,9 @@ from rawdiff.graphs import EAGER, Runner
 from rawdiff.probes import NO_PROBE, ProbeLike
 from rawdiff.say import Say, say_on_stderr
 
-__all__ = ["decode"]
+__all__ = ["decode", "decode_telling"]
 
 
-@torch.no_grad()
 def decode(
     vae: Any,
     latents: Tensor,
@@ -30,5 +29,13 @@ def decode(
     NaN or Inf in half precision: decoded once more in fp32, and said. Memory that gives out, or a frugal `runner`:
     in tiles, and said, for that is approximate. NonFiniteError, ResourceError if that does not help.
     """
+    return decode_telling(vae, latents, runner=runner, say=say, probe=probe)[0]
+
+
+@torch.no_grad()
+def decode_telling(
+    vae: Any, latents: Tensor, *, runner: Runner, say: Say, probe: ProbeLike
+) -> tuple[Tensor, bool]:
+    """What `decode` gives, and whether it was in tiles."""
     size = FACTOR * latents.shape[2], FACTOR * latents.shape[3]
     return run_vae(DECODE, vae, latents, size, runner=runner, say=say, probe=probe)

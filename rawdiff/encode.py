@@ -20,6 +20,8 @@ class Posterior(NamedTuple):
 
     mean: Tensor
     spread: Tensor
+    tiled: bool = False
+    """Whether the picture was encoded in tiles, which is approximate."""
 
     def sample(self, noise: Tensor) -> Tensor:
         """Latents [B,4,h,w], one for each noise [B,4,h,w]."""
@@ -41,6 +43,6 @@ def encode(
     tiles, and said, for that is approximate. NonFiniteError, ResourceError if that does not help.
     """
     size = picture.shape[2], picture.shape[3]
-    result = run_vae(ENCODE, vae, picture, size, runner=runner, say=say, probe=probe)
+    result, tiled = run_vae(ENCODE, vae, picture, size, runner=runner, say=say, probe=probe)
     mean, spread = result.to(torch.promote_types(vae.dtype, torch.float32)).chunk(2, dim=1)
-    return Posterior(mean, spread)
+    return Posterior(mean, spread, tiled)

@@ -18,7 +18,7 @@ from rawdiff.errors import UsageError
 from rawdiff.limits import is_name
 from rawdiff.syntax import Tag
 from rawdiff.weights import digests
-from rawdiff.weights.lora_alpha import config_beside
+from rawdiff.weights.lora_alpha import PEFT_FILE, config_beside
 
 __all__ = ["AddedEmbedding", "AddedLora", "Extras"]
 
@@ -108,6 +108,10 @@ class Extras:
                 f"{what} {name!r}: this model brings none of that name (it has {known}); a file is given by its "
                 f"path, such as ./{name}.safetensors"
             )
+        if what == "lora":  # a hub's files come one by one, and peft keeps alpha in a second
+            folder, slash, _ = own[name].rpartition("/")
+            if PEFT_FILE in self._source.names(folder):
+                self._source.path(f"{folder}{slash}{PEFT_FILE}")
         return self._source.path(own[name])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -130,7 +131,11 @@ class Parts:
 
     @property
     def adapters(self) -> weights.Adapters:
-        """The LoRAs in the model's own UNet and text encoder; runs put on and take off what they were prepared with."""
+        """The LoRAs in the model's own UNet and text encoder, put there by runs or, with `set`, by hand.
+
+        A run's are in the weights from `prepare` on and stay when it is done, until another run is prepared or goes
+        on, which has its own put there. `put_on(unet, ())` takes them off: each weight is what it was, to the bit.
+        """
         return self._adapting.of(self.unet)
 
     def put_on(self, unet: Any, added: Sequence[AddedLora], probe: ProbeLike = NO_PROBE) -> None:
@@ -140,6 +145,10 @@ class Parts:
         on by hand, WeightsError, ResourceError.
         """
         self._adapting.put_on(unet, added, probe)
+
+    def undone_on_error(self) -> AbstractContextManager[None]:
+        """Inside, where something is raised after LoRAs were put on, all that runs have put on are taken off."""
+        return self._adapting.undone_on_error()
 
     def save_memory(self) -> None:
         """Run from here on as with `memory="low"`; runs that are prepared stay as they are."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial, wraps
 from hashlib import sha256
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 import torch
 from torch import Tensor
@@ -45,12 +45,26 @@ from rawdiff.syntax import PLAIN, check_syntax, take_all_tags
 from rawdiff.texts import encode_texts, taken_for_text, texts_of
 from rawdiff.vocabulary import unused
 
-__all__ = ["WATCH", "account_of", "prepare", "set_up"]
+__all__ = ["WATCH", "account_of", "prepare", "set_up", "undone_on_error"]
+
+P = ParamSpec("P")
 
 WATCH = ("x", "uncond", "cond", "guided", "x0")
 """What a run prepared from Python keeps of each step."""
 
 
+def undone_on_error(work: Callable[Concatenate[Parts, P], Run]) -> Callable[Concatenate[Parts, P], Run]:
+    """What makes a run, leaving no LoRA in the weights where none comes of it."""
+
+    @wraps(work)
+    def undone(self: Parts, /, *arguments: P.args, **options: P.kwargs) -> Run:
+        with self.undone_on_error():
+            return work(self, *arguments, **options)
+
+    return undone
+
+
+@undone_on_error
 def prepare(
     self: Parts,
     prompt: str | Sequence[str],
@@ -108,8 +122,9 @@ def prepare(
     is False. Where there is an image, `size` follows from it, and `fit` holds for it too.
 
     `loras` are paths (or names of the model's own), each alone or with its scale, [("style.safetensors", 0.8)], merged
-    into the weights of the UNet that the run takes, and of the text encoder, for as long as it draws; `embeddings`
-    likewise, each alone or with its trigger. `syntax` is how prompts are read: "plain" (all is text, the rest of
+    into the weights of the UNet that the run takes, and of the text encoder; they stay there when it is done, until
+    another run is prepared or goes on, or `put_on(unet, ())` takes them off. `embeddings` likewise, each alone or with
+    its trigger. `syntax` is how prompts are read: "plain" (all is text, the rest of
     a long one is cut), or "a1111": weights, BREAK, prompt editing, as many tokens as there are, and `<lora:name:0.8>`
     for LoRAs that the model brings (see `rawdiff.syntax`).
 
@@ -224,6 +239,7 @@ def prepare(
         image=None if init is None else init.names,
         loras=[one.name for one in added],
         embeddings=[one.name for one in words],
+        tiled=begun.tiled,
     )
     keeping: dict[str, Any] = {
         "blend": begun.blend,

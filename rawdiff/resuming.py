@@ -18,7 +18,7 @@ from rawdiff.nets.guidance import is_told
 from rawdiff.noise import Noise
 from rawdiff.parts import Parts
 from rawdiff.plan import make_plan
-from rawdiff.preparing import WATCH, account_of, set_up
+from rawdiff.preparing import WATCH, account_of, set_up, undone_on_error
 from rawdiff.probes import NO_PROBE, ProbeLike
 from rawdiff.run import Run
 from rawdiff.say import Say, say_on_stderr
@@ -28,6 +28,7 @@ from rawdiff.texts import texts_of
 __all__ = ["resume"]
 
 
+@undone_on_error
 def resume(
     self: Parts,
     path: str | Path,

@@ -14,7 +14,7 @@ from rawdiff import images, recipe, saved
 from rawdiff.arguments import check_callables, check_flags, check_path, check_whole
 from rawdiff.blend import Blend
 from rawdiff.conditions import Conditions
-from rawdiff.decode import decode
+from rawdiff.decode import decode_telling
 from rawdiff.errors import UsageError
 from rawdiff.geometry import FACTOR, Size, format_size
 from rawdiff.graphs import Runner
@@ -82,6 +82,7 @@ class Run:
         self._x0 = x0
         self._step: Step | None = None
         self._loop: Iterator[Step] | None = None
+        self._tiled = False
 
     def __repr__(self) -> str:
         place = f"{self.state.i} of {len(self)} evaluations"
@@ -204,6 +205,11 @@ class Run:
         return FACTOR * height, FACTOR * width
 
     @property
+    def tiled(self) -> bool:
+        """Whether the picture that it began from, or those made of it last, went through the VAE in tiles."""
+        return self._tiled or "tiles" in self.setup.origin
+
+    @property
     def latents(self) -> Tensor:
         """The latents as they stand, [B,4,h,w] fp32."""
         return self.state.x
@@ -245,12 +251,15 @@ class Run:
             raise UsageError(f"{path}: no recipe can tell this picture: its run was changed by hand")
         image = self.image(k)
         made = {**self.setup.origin, **recipe.tool(self._noise.device, self.setup.runner.made_with)}
-        told = recipe.tell(recipe.of_picture(self.recipe, k), made, (k, len(self.seeds)), image)
+        told = recipe.tell(
+            recipe.of_picture(self.recipe, k), made, (k, len(self.seeds)), image, tiled=self.tiled
+        )
         return images.write_png(path, image, told, recipe.write_parameters(told), overwrite=overwrite)
 
     def _decoded(self, latents: Tensor) -> list[Image]:
         options: dict[str, Any] = {"say": self.setup.say, "probe": self.setup.probe}
-        pictures = decode(self.setup.vae, latents, runner=self.setup.runner, **options)
+        vae, runner = self.setup.vae, self.setup.runner
+        pictures, self._tiled = decode_telling(vae, latents, runner=runner, **options)
         drawn = [images.to_pil(picture) for picture in pictures]
         paste = self.setup.paste
         return drawn if paste is None else [paste(picture) for picture in drawn]

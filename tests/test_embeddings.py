@@ -6,6 +6,8 @@ import copy
 import json
 import os
 import random
+import zipfile
+from collections import Counter
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -258,6 +260,16 @@ class Bomb:
         return Path.touch, (self.mark,)
 
 
+def packed(path: Path, method: int = zipfile.ZIP_STORED, times: int = 1) -> None:
+    """A pickle's archive anew, each record listed so many times."""
+    torch.save(vectors(200), path)
+    records = {name: zipfile.ZipFile(path).read(name) for name in zipfile.ZipFile(path).namelist()}
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, data in records.items():
+            archive.writestr(name, data)
+        archive.filelist *= times
+
+
 def nan(held: Tensor) -> Tensor:
     held[1, 2] = float("nan")
     return held
@@ -287,6 +299,23 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "other things": (lambda path: torch.save({"a": [1]}, path), "holds other things than tensors"),
     "params": (lambda path: torch.save({"string_to_param": 5}, path), "holds other things than tensors"),
     "code": (lambda path: torch.save({"a": Bomb(path.with_name("ran"))}, path), "not a readable PyTorch file"),
+    "one number for ever": (
+        lambda path: torch.save({"a": torch.zeros(1).expand(20_000_000, 768)}, path),
+        r"claims 61440000000 bytes with strides \(0, 0\), expected a dense one of at most 67108864",
+    ),
+    "the same in an old pickle": (
+        lambda path: torch.save(
+            {"a": torch.zeros(1).expand(2, 768)}, path, _use_new_zipfile_serialization=False
+        ),
+        r"claims 6144 bytes with strides \(0, 0\), expected a dense one",
+    ),
+    "turned": (lambda path: torch.save(torch.ones(3, 2).t(), path), r"with strides \(1, 2\), expected a dense one"),
+    "compressed": (lambda path: packed(path, zipfile.ZIP_DEFLATED), "record '.*data.pkl' is compressed"),
+    "twice the same bytes": (lambda path: packed(path, times=2), "its records have more bytes than the file"),
+    "another name": (
+        lambda path: torch.save({"a": vectors(1), "b": Counter()}, path),
+        "it calls for 'collections Counter', and no code from a file is run",
+    ),
     "word": (lambda path: save_file({" a\n": vectors(1)}, path), r"names its own trigger ' a\\n': expected a word"),
     "long word": (lambda path: save_file({"a" * 101: vectors(1)}, path), r"names its own trigger .* give one, as P"),
 }  # fmt: skip

@@ -229,6 +229,38 @@ def test_set_by_hand(model: Model, files: list[Path]) -> None:
     assert torch.equal(finished(run), straight)
 
 
+def test_what_fails_leaves_none_on(model: Model, pristine: State, files: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="clip skip 50"):
+        prepared(model, files[0], clip_skip=50)
+    assert same(state(networks(model)), pristine)
+    run = prepared(model, files[0])
+    assert not same(state(networks(model)), pristine)
+    with pytest.raises(UsageError, match="clip skip 50"):  # where another's were on
+        prepared(model, files[1], clip_skip=50)
+    assert same(state(networks(model)), pristine)
+    next(run)
+    assert not same(state(networks(model)), pristine)
+    saved = run.save(tmp_path / "half.run")
+    model.put_on(model.unet, ())
+    with pytest.raises(UsageError, match="watch"):
+        model.resume(saved, watch=("nothing",), sampler=small_scheduler(), say=silent)
+    assert same(state(networks(model)), pristine)
+    model.adapters.set([(read_lora(files[1]), 1.0)])  # by hand, and so left alone
+    with pytest.raises(UsageError, match="changed by hand"):
+        prepared(model, files[0])
+    assert [lora.path for lora, _ in model.adapters.applied] == [files[1]]
+    model.adapters.clear()
+
+
+def test_a_finished_runs_stay_until_they_are_taken_off(
+    model: Model, pristine: State, files: list[Path]
+) -> None:
+    list(prepared(model, files[0]))
+    assert not same(state(networks(model)), pristine)
+    model.put_on(model.unet, ())
+    assert same(state(networks(model)), pristine)
+
+
 def test_saved_and_resumed(model: Model, folder: Path, files: list[Path], tmp_path: Path) -> None:
     run = prepared(model, (files[0], 0.8), sampler="unipc")
     next(run)

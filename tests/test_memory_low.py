@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from rawdiff import images
 from rawdiff.decode import decode
 from rawdiff.errors import ResourceError, UsageError
 from rawdiff.graphs import EAGER, Frugal, Graphs, make_runner
@@ -185,6 +187,46 @@ def test_the_command_goes_on_with_less(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tried == [(2, False), (1, False), (1, True), (1, True)]
     assert "out of memory at 64x64: going on with memory low, which is slower" in done.err
     assert len(done.lines) == 2
+
+
+def test_tiles_are_in_the_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of the same picture by its id: they move pixels a little, and `--from` says so."""
+    monkeypatch.setattr(tiles, "TILE", 8)
+    monkeypatch.setattr(tiles.decode_tiled, "__defaults__", (8, 4))
+    monkeypatch.setattr(tiles.encode_tiled, "__defaults__", (8, 4))
+    monkeypatch.chdir(tmp_path)
+    words = ("gen", "-p", "x", "--steps", "2", "--size", "96x64", "--seed", "1")
+    whole, low = (rawdiff(*words, "--memory", memory).ok().lines[0] for memory in ("normal", "low"))
+    told = [images.read_recipe(path) for path in (whole, low)]
+    assert told[0]["id"] == told[1]["id"]
+    assert told[0]["made"]["pixels"] != told[1]["made"]["pixels"]
+    assert ["tiles" in one["made"] for one in told] == [False, True]
+    assert told[1]["made"]["tiles"] == "vae"
+    assert "in tiles, approximate where they meet" in rawdiff("info", low).ok().out
+    line = "went through the VAE in tiles, for want of memory: pixels may differ by a few grey levels, unless"
+    again = rawdiff("gen", "--from", low).ok()
+    assert again.err.count(line) == 1
+    assert images.read_recipe(again.lines[0])["made"]["pixels"] == told[0]["made"]["pixels"]
+    again = rawdiff("gen", "--from", low, "--memory", "low").ok()
+    assert line not in again.err
+    assert images.read_recipe(again.lines[0])["made"]["pixels"] == told[1]["made"]["pixels"]
+    assert line not in rawdiff("gen", "--from", whole).ok().err
+
+
+def test_a_picture_encoded_in_tiles_is_in_the_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import rawdiff as package
+    from tests.reference import silent
+
+    monkeypatch.setattr(tiles, "TILE", 8)
+    monkeypatch.setattr(tiles.encode_tiled, "__defaults__", (8, 4))
+    model = package.load(memory="low", say=silent)
+    run = prepared(model, image=torch.linspace(0, 1, 96).expand(3, 64, 96), size=(64, 96), steps=2)
+    next(run)
+    again = model.resume(run.save(tmp_path / "half.run"), say=silent)
+    model.runner.frugal = False  # the decoder's tiles are another matter
+    for one in (run, again):
+        path = finished(one).save_image(tmp_path / "x.png", overwrite=True)
+        assert images.read_recipe(path)["made"]["tiles"] == "vae"
 
 
 def test_words_of_the_command() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import time
 
 import pytest
 from hypothesis import given
@@ -65,6 +66,14 @@ def test_breaks(text: str, sections: list[list[str]]) -> None:
     assert [[run.text for run in section] for section in parse_weights(text)] == sections
 
 
+def test_white_space_takes_time_in_proportion() -> None:
+    spaces = " " * 40_000
+    begin = time.process_time()
+    found = parse_weights(f"a{spaces}b BREAK{spaces}c")
+    assert time.process_time() - begin < 2.0  # looking for BREAK behind each space took minutes
+    assert [[run.text for run in section] for section in found] == [[f"a{spaces}b"], ["c"]]
+
+
 def test_a_weight_holds_on_both_sides_of_a_break() -> None:
     assert parse_weights("(a BREAK b:1.5)") == ((("a", 1.5),), (("b", 1.5),))
 
@@ -115,11 +124,28 @@ def test_turns() -> None:
         ("<lora:clay> a cube", "a cube", [("clay", 1.0)]),
         ("a <lora:clay:-1> cube<lora:neon: .5>", "a cube", [("clay", -1.0), ("neon", 0.5)]),
         ("<lo<lora:a:1>ra:b:2>", "", [("a", 1.0), ("b", 2.0)]),
+        ("<lora:a> <lora:b> cube <lora:c> ", "cube", [("a", 1.0), ("b", 1.0), ("c", 1.0)]),
+        ("<lo <b>ra:c:1> <lora:d:1", "<lo <b>ra:c:1> <lora:d:1", []),
         ("a <b> <hypernet:c:1>", "a <b> <hypernet:c:1>", []),
     ],
 )
 def test_tags(text: str, left: str, tags: list[tuple[str, float]]) -> None:
     assert take_tags(text) == (left, tuple(tags))
+
+
+@pytest.mark.parametrize(
+    ("text", "left", "count"),
+    [
+        ("<lora:a:1>" * 20_000, "", 20_000),
+        ("<a>" * 20_000, "<a>" * 20_000, 0),
+        ("<lo" * 20_000 + "<lora:a>" + "ra:b>" * 20_000, "", 20_001),
+    ],
+)
+def test_many_tags_take_time_in_proportion(text: str, left: str, count: int) -> None:
+    begin = time.process_time()
+    found = take_tags(text)
+    assert time.process_time() - begin < 5.0  # copying the rest for each took minutes
+    assert (found[0], len(found[1])) == (left, count)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import socket
@@ -12,9 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from rawdiff import weights
 from rawdiff.errors import HubError, WeightsError
+from rawdiff.extras import Extras
 from rawdiff.weights import registry, snapshot
 from tests.small_hub import Fault, Request, SmallHub, body, status
 from tests.small_models import small_folder
@@ -31,6 +34,26 @@ def files_below(root: Path) -> dict[str, bytes]:
 
 
 # What is fetched.
+
+
+def test_a_lora_brings_the_config_beside_it(
+    pristine: Path, served: SmallHub, reach: Reach, tmp_path: Path
+) -> None:
+    """peft keeps alpha there: without it the LoRA would be merged at another strength."""
+    folder = shutil.copytree(pristine, tmp_path / "model")
+    (folder / "loras").mkdir()
+    layer = "base_model.model.unet.mid_block.attentions.0.proj_in"
+    held = {f"{layer}.lora_{letter}.weight": torch.ones(2, 2) for letter in "AB"}
+    save_file(held, folder / "loras" / "adapter_model.safetensors")
+    (folder / "loras" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 8}')
+    table = json.loads((folder / "rawdiff.json").read_text())
+    table["loras"] = {"paper": "loras/adapter_model.safetensors"}
+    (folder / "rawdiff.json").write_text(json.dumps(table))
+    served.add("owner/styled", folder)
+    opened = weights.open_source("owner/styled", hub=reach())
+    [added] = Extras(opened, weights.read_defaults(opened)).loras(["paper"])
+    assert [factors.scale for factors in added.lora.factors] == [4.0]
+    assert added.config == hashlib.sha256((folder / "loras" / "adapter_config.json").read_bytes()).hexdigest()
 
 
 def test_only_what_a_part_needs_is_fetched(served: SmallHub, reach: Reach, lines: list[str]) -> None:

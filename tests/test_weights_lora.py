@@ -181,6 +181,31 @@ def test_metadata_tells_alpha_for_all_and_for_some(networks: Networks, tmp_path:
     check_against_hooks(networks, read_lora(write(tmp_path / "x.safetensors", held, metadata)), changes)
 
 
+def unprefixed(changes: Changes) -> dict[str, torch.Tensor]:
+    held, _ = peft(changes)
+    return {key.removeprefix("unet.").removeprefix("text_encoder."): value for key, value in held.items()}
+
+
+def test_metadata_of_a_lora_that_one_network_saved(networks: Networks, tmp_path: Path) -> None:
+    """What `unet.save_lora_adapter` of diffusers writes: neither keys nor layers name the network."""
+    changes = random_changes(networks, alpha=lambda rank: 8)
+    own = {key: change for key, change in changes.items() if key[0] == "unet"}
+    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps({"lora_alpha": 8, "r": 2})}
+    lora = read_lora(write(tmp_path / "x.safetensors", unprefixed(own), metadata))
+    assert {factors.scale for factors in lora.factors} == {8 / rank for rank in (2, 3, 4, 5)}
+    check_against_hooks(networks, lora, own)
+
+
+def test_metadata_by_network_for_layers_that_name_none(networks: Networks, tmp_path: Path) -> None:
+    changes = random_changes(networks)
+    for (part, _), change in changes.items():
+        change.alpha = 8.0 if part == "unet" else 3.0
+    metadata = {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": 8, "text_encoder.lora_alpha": 3})}
+    for prefix in ("", "base_model.model."):
+        held = {prefix + key: value for key, value in unprefixed(changes).items()}
+        check_against_hooks(networks, read_lora(write(tmp_path / "x.safetensors", held, metadata)), changes)
+
+
 def test_rank_stabilised_scaling(networks: Networks, tmp_path: Path) -> None:
     changes = random_changes(networks, alpha=lambda rank: 2 * rank**0.5)  # alpha / rank is 2 / sqrt(rank)
     told = {

@@ -287,6 +287,11 @@ METADATA: dict[str, tuple[Any, str]] = {
         {"unet.lora_alpha": 4, "unet.use_dora": True},
         "lora_adapter_metadata: use_dora is set: a DoRA, which is not supported; expected a LoRA or LoCon",
     ),
+    "of no layer": (
+        {"unet.lora_alpha": 4, "transformer.lora_alpha": 8},
+        "lora_adapter_metadata is about 'transformer', and no layer of the file is its own; "
+        "expected the alpha of these layers",
+    ),
 }
 
 
@@ -310,6 +315,30 @@ def test_two_alphas_that_differ(tmp_path: Path) -> None:
     words = f"'{LAYER}.alpha' is 2, and lora_adapter_metadata says 8; expected one alpha"
     assert refusal(lambda: read_lora(path)) == f"{path}: {words}"
     read_lora(put(path, held, {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": 2})}))
+
+
+def test_a_layer_that_the_metadata_leaves_out(tmp_path: Path) -> None:
+    text = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+    held = {f"{stem}.lora_{letter}.weight": torch.ones(4, 4) for stem in (LAYER, text) for letter in "AB"}
+    told = {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": 8})}
+    path = put(tmp_path / "x.safetensors", held, told)
+    words = (
+        f"lora_adapter_metadata says nothing of '{text}', only of 'unet'; expected the alpha of every layer"
+    )
+    assert refusal(lambda: read_lora(path)) == f"{path}: {words}"
+    lora = read_lora(put(path, held | {f"{text}.alpha": torch.tensor(2.0)}, told))
+    assert {factors.name: factors.scale for factors in lora.factors} == {LAYER: 2.0, text: 0.5}
+
+
+def test_metadata_and_a_config_beside_that_differ(tmp_path: Path) -> None:
+    held = {f"base_model.model.x.lora_{letter}.weight": torch.ones(4, 4) for letter in "AB"}
+    told = {"lora_adapter_metadata": json.dumps({"lora_alpha": 8})}
+    path, config = put(tmp_path / "x.safetensors", held, told), tmp_path / "adapter_config.json"
+    config.write_text('{"lora_alpha": 2}')
+    words = f"lora_adapter_metadata says otherwise than {config}; expected one of them"
+    assert refusal(lambda: read_lora(path)) == f"{path}: {words}"
+    config.write_text('{"lora_alpha": 8}')
+    assert [factors.scale for factors in read_lora(path).factors] == [2.0]
 
 
 def test_a_config_of_another_kind_beside_the_file(tmp_path: Path) -> None:

@@ -159,6 +159,15 @@ def test_a_tensor_larger_than_its_bytes(tmp_path: Path) -> None:
             open_tensors(write(tmp_path / "x.ckpt", saved({"a": value})))
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_table_that_holds_itself(tmp_path: Path, legacy: bool) -> None:
+    table: dict[str, Any] = {"a": torch.ones(1)}
+    table["state_dict"] = table
+    path = write(tmp_path / "x.ckpt", saved(table, _use_new_zipfile_serialization=not legacy))
+    with pytest.raises(WeightsError, match="'state_dict' is dict, expected a tensor"):
+        open_tensors(path)
+
+
 def mutate(rng: random.Random, good: bytes) -> bytes:
     """Bits flipped, bytes replaced, cut, doubled: in the pickle, the directory or anywhere."""
     data = bytearray(good)

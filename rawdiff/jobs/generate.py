@@ -71,6 +71,11 @@ def generate(
             recorded = again.sampler
         request = again.request.merged(request)
         place = _place_of(again, place)
+        if "tiles" in again.recipe["made"] and place.memory != "low":
+            say(
+                f"{again.path}: went through the VAE in tiles, for want of memory: pixels may differ by a few grey "
+                "levels, unless with --memory low"
+            )
     request.check()
     if settings.save_hints and not request.resolved():
         raise UsageError("save hints: there is no map to make one of: give one, with --depth PATH say")

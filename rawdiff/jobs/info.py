@@ -107,6 +107,8 @@ def _recipe_pairs(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         yield "embedding", f"{one['path']} ({one['now']}), for {one['trigger']}"
     if "syntax" in picture:
         yield "prompt syntax", picture["syntax"]
+    if "tiles" in made:
+        yield "vae", "in tiles, approximate where they meet"
     if "repeats" in picture:
         yield "repeats", ", ".join(picture["repeats"])
     model = made["model"]

@@ -40,9 +40,12 @@ class Job:
     """What decides the pictures, but for the seed."""
     made: Mapping[str, Any]
 
-    def recipe(self, k: int, batch: tuple[int, int] = (0, 1), image: Image | None = None) -> dict[str, Any]:
+    def recipe(
+        self, k: int, batch: tuple[int, int] = (0, 1), image: Image | None = None, *, tiled: bool = False
+    ) -> dict[str, Any]:
         """The recipe of picture `k`, drawn in place `batch[0]` of `batch[1]` at once; `image` once it is drawn."""
-        return recipe.tell({**self.picture, "seed": self.seeds[k]}, self.made, batch, image)
+        picture = {**self.picture, "seed": self.seeds[k]}
+        return recipe.tell(picture, self.made, batch, image, tiled=tiled)
 
     def only(self, wanted: Sequence[int]) -> Job:
         """The same job for some of its pictures."""

@@ -162,6 +162,6 @@ class Workshop(Planner):
         pictures = run.images()
         seconds = (time.perf_counter() - begun) / count
         return [
-            Drawn(image, job.recipe(first + k, (k, count), image), seconds, run.hints)
+            Drawn(image, job.recipe(first + k, (k, count), image, tiled=run.tiled), seconds, run.hints)
             for k, image in enumerate(pictures)
         ]

@@ -29,6 +29,9 @@ from rawdiff.weights.schedulers import SCHEDULER_CLASSES
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+TILED = {"tiles": "vae"}
+"""What is said of a picture whose VAE worked in tiles: no part of what decides it, and yet it moves pixels a little."""
+
 __all__ = ["is_masked", "of_model", "of_picture", "of_run", "origin", "tell", "tool"]
 
 
@@ -138,14 +141,21 @@ def origin(
     image: Mapping[str, Any] | None = None,
     loras: Sequence[str] = (),
     embeddings: Sequence[str] = (),
+    tiled: bool = False,
 ) -> dict[str, Any]:
     """Where it came from, by name: model, sampler (if it was asked for), each map, each net but the model's own.
 
     And where there are any, a VAE of another's, the image with its mask (from `InitImage.names`), each LoRA and each
-    embedding.
+    embedding; and that the image was encoded in tiles, where it was.
     """
     vae = None if source.vae is None else {"name": str(source.vae), "kind": source.vae.kind}
-    extras = {"vae": vae, "image": image, "loras": list(loras), "embeddings": list(embeddings)}
+    extras: dict[str, Any] = {
+        "vae": vae,
+        "image": image,
+        "loras": list(loras),
+        "embeddings": list(embeddings),
+    }
+    extras |= TILED if tiled else {}
     return {
         "model": {"name": source.name, "kind": source.kind, "revision": source.revision},
         "sampler": sampler,
@@ -167,14 +177,19 @@ def tool(device: torch.device, made_with: str | None = None) -> dict[str, Any]:
 
 
 def tell(
-    picture: Mapping[str, Any], made: Mapping[str, Any], batch: tuple[int, int], image: Image | None
+    picture: Mapping[str, Any],
+    made: Mapping[str, Any],
+    batch: tuple[int, int],
+    image: Image | None,
+    *,
+    tiled: bool = False,
 ) -> dict[str, Any]:
     """The recipe of a picture drawn in place `batch[0]` of `batch[1]` at once; `image` once it is drawn.
 
-    `made` is what `origin` and `tool` say.
+    `made` is what `origin` and `tool` say; `tiled` is whether the VAE worked in tiles.
     """
     pixels = None if image is None else images.pixels_sha256(image)
-    return build(picture, {**made, "batch": list(batch), "pixels": pixels})
+    return build(picture, {**made, **(TILED if tiled else {}), "batch": list(batch), "pixels": pixels})
 
 
 def _is_there(value: Any) -> bool:

@@ -166,6 +166,7 @@ MADE_EXTRAS: dict[str, Test] = {
     "image": _object(path=_text, mask=_maybe(_text)),
     "loras": _some(_text),
     "embeddings": _some(_text),
+    "tiles": lambda value: value == "vae",
 }
 
 

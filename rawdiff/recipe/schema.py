@@ -22,6 +22,7 @@ made      rawdiff, torch, diffusers, transformers; model {name, kind, revision};
   backend     what computed the networks, with its version, where that was not torch
   image       path, mask (path, or null)
   loras, embeddings  [name]
+  tiles       "vae", where it worked in tiles, short of memory: pixels differ by a few grey levels
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from rawdiff.limits import is_name
 
 __all__ = ["Tag", "take_all_tags", "take_tags"]
 
-_TAG = re.compile(r"<lora:([^<>]*)>")
+_TAG = "<lora:"
+_TOKEN = re.compile(r"[<>]|[^<>]+")
 _SCALE = re.compile(r"\s*[+-]?(?:[0-9]{1,9}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})\s*")
 
 
@@ -28,15 +29,28 @@ def take_tags(text: str) -> tuple[str, tuple[Tag, ...]]:
     A space that would stand doubled, at the beginning or at the end goes with the tag.
     """
     found: list[Tag] = []
-    while True:  # what one tag kept apart may be another
-        match = _TAG.search(text)
-        if match is None:
-            return text, tuple(found)
-        found.append(_tag(match[0], match[1]))
-        before, after = text[: match.start()], text[match.end() :]
-        if before.endswith(" ") or not before:
-            after = after.removeprefix(" ")
-        text = (before if after else before.removesuffix(" ")) + after
+    closed: list[str] = []
+    opened: list[list[str]] = []  # each from a < on, without a > so far
+    place = 0
+    while (match := _TOKEN.match(text, place)) is not None:
+        token, place = match[0], match.end()
+        if token == "<":
+            opened.append([])
+        (opened[-1] if opened else closed).append(token)
+        if token != ">" or not opened:
+            continue
+        whole = "".join(opened.pop())
+        if not whole.startswith(_TAG):  # and then no < before this > begins a tag
+            closed += [*(piece for one in opened for piece in one), whole]
+            opened.clear()
+            continue
+        found.append(_tag(whole, whole[len(_TAG) : -1]))
+        before = opened[-1] if opened else closed  # what the tag kept apart may be another
+        if text[place : place + 1] == " " and (not before or before[-1].endswith(" ")):
+            place += 1
+        if place == len(text) and before:
+            before[-1] = before[-1].removesuffix(" ")
+    return "".join([*closed, *(piece for one in opened for piece in one)]), tuple(found)
 
 
 def take_all_tags(prompts: Sequence[str], negatives: Sequence[str]) -> tuple[list[str], tuple[Tag, ...]]:

@@ -30,7 +30,7 @@ _PIECE = re.compile(
     """,
     re.VERBOSE,
 )
-_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+_BREAK = re.compile(r"\bBREAK\b")
 
 
 class WeightedText(NamedTuple):
@@ -75,10 +75,12 @@ def parse_weights(text: str) -> tuple[tuple[WeightedText, ...], ...]:
         elif bracket == "]" and opened["["]:
             runs.weigh(opened["["].pop(), SQUARE)
         else:
-            for k, part in enumerate(_BREAK.split(match[0])):
+            parts = _BREAK.split(match[0])
+            for k, part in enumerate(parts):
                 if k:
                     runs.found.append([])
-                runs.add(part)
+                    part = part.lstrip()
+                runs.add(part if k == len(parts) - 1 else part.rstrip())
     for kind, factor in (("(", ROUND), ("[", SQUARE)):
         for start in opened[kind]:
             runs.weigh(start, factor)

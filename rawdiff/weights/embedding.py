@@ -96,7 +96,7 @@ def _read(path: Path) -> tuple[Any, str]:
             found: Any = {key: _tensor(file, key) for key in file.entries}
         else:
             # The first implementation pickled a ParameterDict; it is inert, and only its tensors are looked at.
-            found = read_pickle(path, "get it in safetensors", [nn.ParameterDict])
+            found = read_pickle(path, descriptor, kind, "get it in safetensors", [nn.ParameterDict, set])
     finally:
         os.close(descriptor)
     if digests.sha256(path) != sha256:
@@ -150,5 +150,11 @@ def _check_tensor(path: Path, word: str, tensor: Tensor) -> None:
     if tensor.ndim not in (1, 2) or tensor.numel() == 0:
         raise WeightsError(
             f"{path}: its tensor has shape {tuple(tensor.shape)}, expected one vector [D] or several [N,D]"
+        )
+    size_bytes = tensor.numel() * tensor.element_size()
+    if size_bytes > MAX_BYTES or not tensor.is_contiguous():  # a pickle's may repeat one number for ever
+        raise WeightsError(
+            f"{path}: its tensor claims {size_bytes} bytes with strides {tensor.stride()}, expected a dense one of at "
+            f"most {MAX_BYTES}"
         )
     check_finite(tensor.detach(), path, word)

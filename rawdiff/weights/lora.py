@@ -118,7 +118,7 @@ def read_lora(path: str | Path) -> Lora:
         for keys in layers.values():
             _check_shapes(file, keys)
         config = config_beside(path, layers)
-        rules = read_alphas(path, file.metadata, config)
+        rules = read_alphas(path, file.metadata, config, layers)
         factors = tuple(_read(file, name, keys, rules) for name, keys in layers.items())
     if digests.sha256(path) != digest:
         raise WeightsError(f"{path}: changed while it was read; run again when it is complete")

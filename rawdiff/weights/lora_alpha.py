@@ -1,8 +1,10 @@
 """What a LoRA is weighed by: alpha / rank, where alpha is a tensor of the file, in its metadata, or beside it.
 
 kohya stores an alpha for each layer. peft has one LoraConfig for a network, with exceptions by layer: diffusers
-writes it into the header (`lora_adapter_metadata`), peft itself into an adapter_config.json in the same folder.
-Where nothing is said alpha is the rank, and the factors count as they are.
+writes it into the header (`lora_adapter_metadata`: with the network's name before each key where it saves a pipeline's
+LoRA, with none where it saves one network's), peft itself into an adapter_config.json in the same folder.
+Where nothing is said alpha is the rank, and the factors count as they are; what is said of no layer is refused, and so
+is a layer of which nothing is said where something is of others.
 
 An alpha of 0 is refused, because it has two meanings: kohya's trainer takes it for the rank (networks/lora.py: "if
 alpha == 0 or None, alpha is rank"), its merging script and A1111's web UI multiply by it. No trainer writes it.
@@ -12,8 +14,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,16 @@ from rawdiff import strict_json
 from rawdiff.errors import WeightsError
 from rawdiff.weights.choose import read_json
 
-__all__ = ["AlphaRules", "config_beside", "read_alphas"]
+__all__ = ["PEFT_FILE", "AlphaRules", "config_beside", "read_alphas"]
 
 _DIFFUSERS_KEY = "lora_adapter_metadata"
-_PEFT_FILE = "adapter_config.json"
+PEFT_FILE = "adapter_config.json"
 _PEFT_PREFIX = "base_model.model."
 _PREFIXES = re.compile(r"(?:(?:unet|text_encoder|base_model\.model|text_model)\.)*")
+_TEXT = re.compile(r"(?:text_model|encoder\.layers)\.")
+"""How the names of a text encoder's layers begin where they do not name their network; others are a UNet's."""
+_NAMED = re.compile(r"(?:unet|text_encoder\w*)\.|lora_")
+"""How names begin that tell their network."""
 _LITERAL = re.compile(r"\^?(?:[\w-]|\\?\.)+")
 """What an exception's name may be: peft takes it for a regular expression, and no stranger's is run here."""
 
@@ -63,7 +69,13 @@ class AlphaRules:
         Raises WeightsError where it is not above 0, or is another than the metadata's.
         """
         where = f"{self.path}: {key!a}"
-        rule = self.rules.get(name.split(".")[0], self.rules.get(""))
+        network = _network_of(name, self.rules)
+        if network is None and alpha is None and self.rules:
+            raise WeightsError(
+                f"{self.path}: {_DIFFUSERS_KEY} says nothing of {name!a}, only of "
+                f"{', '.join(ascii(key[:40]) for key in list(self.rules)[:3])}; expected the alpha of every layer"
+            )
+        rule = None if network is None else self.rules[network]
         if rule is not None:
             told = rule.alpha_of(_PREFIXES.sub("", name, count=1))
             if alpha is not None and alpha != told:
@@ -83,19 +95,33 @@ class AlphaRules:
 
 def config_beside(path: Path, names: Iterable[str]) -> Path | None:
     """peft's adapter_config.json beside a file in peft's own layout; None for other layouts, or without one."""
-    config = path.with_name(_PEFT_FILE)
+    config = path.with_name(PEFT_FILE)
     return config if any(_PEFT_PREFIX in name for name in names) and config.is_file() else None
 
 
-def read_alphas(path: Path, metadata: Mapping[str, str], config: Path | None) -> AlphaRules:
-    """The rules in a file's metadata and in the config beside it; raises WeightsError for what makes no sense."""
+def _network_of(layer: str, rules: Mapping[str, _Rule]) -> str | None:
+    """Whose rule is a layer's: that of the network it names, the one for all, or that of the network it must be in."""
+    name = layer.removeprefix(_PEFT_PREFIX)
+    own = [name.split(".")[0], ""]
+    if not _NAMED.match(name):
+        own.append("text_encoder" if _TEXT.match(name) else "unet")
+    return next((network for network in own if network in rules), None)
+
+
+def read_alphas(
+    path: Path, metadata: Mapping[str, str], config: Path | None, layers: Collection[str]
+) -> AlphaRules:
+    """The rules for `layers` in a file's metadata and in the config beside it.
+
+    Raises WeightsError for what makes no sense, or is for none of these layers.
+    """
     rules: dict[str, _Rule] = {}
     if config is not None:
         table = read_json(config)
         if table.get("peft_type", "LORA") != "LORA":
             found = str(table["peft_type"])[:40]
             raise WeightsError(f"{config}: peft_type is {found!a}, which is not supported; expected LORA")
-        rules[""] = _rule(table, str(config), _PEFT_FILE)
+        rules[""] = _rule(table, str(config), PEFT_FILE)
     text = metadata.get(_DIFFUSERS_KEY)
     if text is not None:
         where = f"{path}: {_DIFFUSERS_KEY}"
@@ -105,11 +131,19 @@ def read_alphas(path: Path, metadata: Mapping[str, str], config: Path | None) ->
             raise WeightsError(f"{where} is not valid JSON ({str(error)[:120]})") from error
         if not isinstance(table, dict):
             raise WeightsError(f"{where} is a JSON {type(table).__name__}, expected an object")
-        for part in ("unet", "text_encoder"):
-            prefix = f"{part}."
-            own = {key.removeprefix(prefix): value for key, value in table.items() if key.startswith(prefix)}
-            if own:
-                rules[part] = _rule(own, where, _DIFFUSERS_KEY)
+        told: dict[str, dict[str, Any]] = {}
+        for key, value in table.items():
+            network, _, setting = key.rpartition(".")
+            told.setdefault(network, {})[setting] = value
+        own = {network: _rule(settings, where, _DIFFUSERS_KEY) for network, settings in told.items()}
+        if "" in own and "" in rules and replace(rules[""], name=_DIFFUSERS_KEY) != own[""]:
+            raise WeightsError(f"{where} says otherwise than {config}; expected one of them")
+        rules |= own
+        for network in own.keys() - {_network_of(layer, rules) for layer in layers}:
+            raise WeightsError(
+                f"{where} is about {network[:40] or 'every layer'!a}, and no layer of the file is its own; "
+                "expected the alpha of these layers"
+            )
     return AlphaRules(path, rules)
 
 

@@ -12,7 +12,7 @@ import pickletools
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,8 +154,14 @@ class ZippedFile(_Tensors):
             self._descriptor = -1
 
 
-def _records(path: Path, descriptor: int) -> dict[int, int]:
+def _records(
+    path: Path, descriptor: int, remedy: str = _REMEDY, known: Sequence[type] = ()
+) -> dict[int, int]:
     """Size of each record by the place of its first byte; raises WeightsError for what `torch.save` never writes."""
+    names = _SAFE_NAMES | {f"{one.__module__} {one.__qualname__}" for one in known}
+    names |= {
+        name.replace("builtins", "__builtin__") for name in names
+    }  # as Python 2 called it, and pickles do
 
     def check() -> dict[int, int]:
         with os.fdopen(os.dup(descriptor), "rb") as file, zipfile.ZipFile(file) as archive:
@@ -174,37 +180,46 @@ def _records(path: Path, descriptor: int) -> dict[int, int]:
                         raise ValueError(
                             f"a pickle of {record.file_size} bytes, expected names and shapes alone"
                         )
-                    _check_names(archive.read(record))
+                    _check_names(archive.read(record), names)
                 header = os.pread(descriptor, 30, record.header_offset)
                 name_bytes, extra_bytes = struct.unpack_from("<HH", header, 26)
                 places[record.header_offset + 30 + name_bytes + extra_bytes] = record.file_size
+            if sum(record.file_size for record in listed) > os.fstat(descriptor).st_size:
+                raise ValueError("its records have more bytes than the file")
             return places
 
-    found: dict[int, int] = _guarded(path, check)
+    found: dict[int, int] = _guarded(path, check, remedy)
     return found
 
 
-def _check_names(pickled: bytes) -> None:
-    """Raise ValueError for a name outside those that tensors need: `weights_only` would allow a few more."""
+def _check_names(pickled: bytes, names: Collection[str]) -> None:
+    """Raise ValueError for a name outside `names` and storages: `weights_only` would allow a few more."""
     for operation, argument, _ in pickletools.genops(pickled):
         if operation.name == "GLOBAL":
             name = str(argument)
             module, _, thing = name.partition(" ")
             is_storage = module == "torch" and (thing.endswith("Storage") or thing.startswith(_SAFE_DTYPE))
-            if name not in _SAFE_NAMES and not is_storage:
+            if name not in names and not is_storage:
                 raise ValueError(f"it calls for {name[:80]!a}, and no code from a file is run")
         elif operation.name in ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"):
             raise ValueError(f"it uses {operation.name}, and no code from a file is run")
 
 
-def read_pickle(path: Path, remedy: str, known: Sequence[type] = ()) -> Any:
-    """All that a file holds, read with `weights_only=True`: no code in it is ever run.
+def read_pickle(path: Path, descriptor: int, kind: str, remedy: str, known: Sequence[type] = ()) -> Any:
+    """All that a "zip" or "pickle" holds, read with `weights_only=True`: no code in it is ever run.
 
-    `known` are inert classes that it may use beside tensors, lists and dicts; `remedy` ends the error's line.
+    A zip's records are checked as those of a checkpoint are: it takes no more memory than the file has bytes. `known`
+    are inert classes that it may use beside tensors, lists and dicts; `remedy` ends the error's line.
     Raises WeightsError, ResourceError.
     """
-    with torch.serialization.safe_globals(list(known)):
-        return _load(path, path, "cpu", remedy)
+    if kind == "zip":
+        _records(path, descriptor, remedy, known)
+    with (
+        torch.serialization.safe_globals(list(known)),
+        os.fdopen(os.dup(descriptor), "rb") as file,
+    ):
+        file.seek(0)
+        return _load(path, file, "cpu", remedy)
 
 
 def _load(path: Path, source: Any, device: str, remedy: str = _REMEDY) -> Any:
@@ -231,7 +246,7 @@ def _guarded(path: Path, work: Callable[[], Any], remedy: str = _REMEDY) -> Any:
 
 def _named_tensors(path: Path, table: Any) -> dict[str, Tensor]:
     """The tensors of a pickle; a training checkpoint keeps them one level down, under "state_dict"."""
-    while isinstance(table, dict) and isinstance(table.get("state_dict"), dict):
+    if isinstance(table, dict) and isinstance(table.get("state_dict"), dict):
         table = table["state_dict"]
     if not isinstance(table, dict) or not table:
         raise WeightsError(f"{path}: holds {type(table).__name__}, expected named tensors")
