@@ -143,8 +143,11 @@ def main() -> None:
         "device": str(default_device()),
         "dtype": getattr(torch, args.dtype),
     }
-    model = rawdiff.load(**loading)
-    paint = Painter(model, args.steps, args.guidance, args.sampler, processes=args.processes, loading=loading)
+    model = rawdiff.load(**loading)  # whose VAE is measured by torch
+    loading |= {} if args.backend is None else {"backend": args.backend}
+    drawing = model if args.backend is None else rawdiff.load(**loading)
+    shared: dict[str, Any] = {"processes": args.processes, "loading": loading}
+    paint = Painter(drawing, args.steps, args.guidance, args.sampler, **shared)
     if args.sheet is not None:
         look(model, paint, args.sheet)
         return
@@ -155,7 +158,8 @@ def main() -> None:
         size = parse_size(text)
         native = size == (128, 128)
         table[text] = evaluate(model, paint, args.count, size, args.rows, args.out, args.falling)
-        title = f"{text}: {args.count} scenes, {args.steps} steps, {args.dtype}"
+        how = args.dtype if args.backend is None else f"{args.dtype} by {args.backend}"
+        title = f"{text}: {args.count} scenes, {args.steps} steps, {how}"
         print_table(title, table[text], 0 if native else 1)
     if args.json is not None:
         args.json.write_text(json.dumps(table, indent=2) + "\n")
