@@ -271,6 +271,23 @@ def test_image_to_image(model: Model, controls: list[Control], with_nets: bool) 
         matters(run, prepared(model, image=picture, strength=strength))
 
 
+@pytest.mark.parametrize("channels", [4, 9])
+def test_inpainting(model: Model, channels: int) -> None:
+    """By putting back what stays, and by a UNet that sees it."""
+    names = ("source", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    parts = {name: getattr(model, name) for name in (*names, "scheduler", "device", "dtype", "defaults")}
+    unet = model.unet if channels == 4 else sdxl_unet(5, in_channels=9)
+    other = Model(unet=unet, **parts)
+    mask = np.zeros(SIZE, dtype=np.float32)
+    mask[16:48, 8:32] = 1.0
+    options: dict[str, Any] = {"image": hint(SIZE, 7), "strength": 0.8}
+    run = check(
+        prepared(other, mask=mask, paste=False, **options), diffused(other, mask=mask, unet=unet, **options)
+    )
+    moved = np.roll(mask, 16, axis=1)
+    matters(run, prepared(other, mask=moved, paste=False, **options))
+
+
 @pytest.mark.parametrize(
     "exact",
     [Exact(kv=False), Exact(time=False), Exact(prefix=False), Exact(time=False, prefix=False)],

@@ -13,13 +13,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rawdiff import Model, SizeIds, images, weights
+from rawdiff import Model, SizeIds, images, nets, weights
 from rawdiff.conditions import Conditions, Context
 from rawdiff.errors import UsageError, WeightsError
-from rawdiff.nets import controlnet, text
 from rawdiff.prompts import weigh
+from rawdiff.weights.build import PARTS, build_empty
+from rawdiff.weights.choose import read_json
 from rawdiff.weights.defaults import Defaults
 from rawdiff.weights.original import Names, places, to_original
+from rawdiff.weights.single import FAMILIES
 from tests.checkpoints import UNET, VAE, clip_tensors, original, prefixed, write
 from tests.cli_run import depth_map, pixels, rawdiff
 from tests.reference import END, error, load, silent
@@ -56,6 +58,37 @@ def latents(model: Model, prompt: str = PROMPT, **options: Any) -> Tensor:
 
 
 # What it is, and what is told of it.
+
+
+def test_its_full_size_fits_together() -> None:
+    """The networks of the bundled configs, without weights: checked, and run to the shapes that they should have."""
+    built = {
+        part: build_empty(PARTS[part], read_json(FAMILIES / "sdxl" / part / "config.json"), part)
+        for part in ("unet", "controlnet", "text_encoder", "text_encoder_2")
+    }
+    unet, net = built["unet"], built["controlnet"]
+    nets.unet.check(unet)
+    nets.controlnet.check(net, unet)
+    nets.added.check(unet, built["text_encoder"], built["text_encoder_2"])
+    with torch.device("meta"):
+        x, t, context = torch.empty(2, 4, 128, 96), torch.empty(1), torch.empty(2, 77, 2048)
+        told = nets.added.Added(torch.empty(2, 1280), torch.empty(2, 6))
+        assert nets.unet.forward(unet, x, t, context, told).shape == x.shape
+        features = nets.controlnet.embed_hint(net, torch.empty(1, 3, 1024, 768))
+        found = nets.controlnet.residuals(net, x, t, context, features, torch.empty(()), told=told)
+        assert (len(found.skips), found.middle.shape) == (9, (2, 1280, 32, 24))
+
+
+def test_doctor_opens_every_part(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAWDIFF_MODEL", str(folder))
+    assert "text_encoder_2/model.safetensors" in rawdiff("doctor").out
+    held = tmp_path / "sdxl"
+    shutil.copytree(folder, held)
+    (held / "text_encoder_2" / "model.safetensors").unlink()
+    monkeypatch.setenv("RAWDIFF_MODEL", str(held))
+    said = rawdiff("doctor")
+    assert said.code == 4
+    assert "found no weight file; expected model.safetensors" in said.out + said.err
 
 
 def test_it_is_told_by_its_config(folder: Path, tmp_path: Path) -> None:
@@ -174,6 +207,8 @@ def test_a_recipe_makes_it_again(
     list(run)
     own = run.save_image("own.png")
     assert images.read_recipe(own)["picture"]["size_ids"] == IDS.describe()
+    said = "original 768x512, crop at 40, 16, negative (target 128x128, crop at 0, 0)"
+    assert said in rawdiff("info", own).ok().out
     again = rawdiff("gen", "--from", own).ok().lines[0]
     assert np.array_equal(pixels(own), pixels(again))
     assert images.read_recipe(own)["id"] == images.read_recipe(again)["id"]
@@ -211,7 +246,7 @@ def test_weights_of_words_count_in_both_encoders(model: Model) -> None:
     second = torch.where(ids == end, model.tokenizer_2.pad_token_id, ids)
     second[0, ids[0].tolist().index(end)] = end
     expected = [
-        weigh(text.encode_inner(encoder, numbers, end=end)[0], weight)
+        weigh(nets.text.encode_inner(encoder, numbers, end=end)[0], weight)
         for encoder, numbers in ((model.text_encoder, ids), (model.text_encoder_2, second))
     ]
     assert error(cond, torch.cat(expected, dim=-1)) <= 1e-6
@@ -226,6 +261,21 @@ def test_weights_of_words_count_in_both_encoders(model: Model) -> None:
     assert several.cond_pooled is not None
     assert first.cond_pooled is not None
     assert error(several.cond_pooled, first.cond_pooled) <= 1e-6  # of the first chunk
+
+
+def test_each_row_is_told_what_its_own_text_says(model: Model) -> None:
+    """A prompt that changes in mid-run, in A1111's syntax: pooled text changes with it, in the table of times too."""
+    options = {**OPTIONS, "steps": 4, "syntax": "a1111"}
+    edited = model.prepare("a [red:blue:0.5] cube", **options)
+    red, blue = (model.prepare(f"a {colour} cube", **options) for colour in ("red", "blue"))
+    before = edited.state
+    for k, step in enumerate(edited):
+        for run, is_own in ((red, k < 2), (blue, k >= 2)):
+            run.state = before
+            difference = error(next(run).guided, step.guided)
+            assert difference <= 1e-5 if is_own else difference > 1e-3
+        before = step.state
+    assert len(edited) == 4
 
 
 @pytest.mark.parametrize("layout", ["kohya", "diffusers"])
@@ -301,11 +351,20 @@ def test_parts_that_do_not_belong_together(folder: Path, model: Model, tmp_path:
         Model(unet=model.unet, **base, **{**second, "text_encoder_2": model.text_encoder})
 
 
+def test_a_vae_with_a_mean_of_its_own() -> None:
+    vae = small_vae(10)
+    vae.register_to_config(latents_mean=[0.1] * 4)
+    with pytest.raises(
+        WeightsError, match=r"vae: config has latents_mean=\[0.1, 0.1, 0.1, 0.1\], expected none"
+    ):
+        nets.vae.check(vae)
+
+
 def test_a_net_of_another_family(model: Model) -> None:
     plain = sdxl_unet(1)
     plain.register_to_config(addition_embed_type=None)
     with pytest.raises(WeightsError, match="is told pooled text and sizes, 72 numbers, and the unet None"):
-        controlnet.check(sdxl_controlnet(model.unet, 40), plain)
+        nets.controlnet.check(sdxl_controlnet(model.unet, 40), plain)
 
 
 def test_embeddings_of_words(model: Model, folder: Path, tmp_path: Path) -> None:

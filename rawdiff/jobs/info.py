@@ -109,6 +109,8 @@ def _recipe_pairs(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         yield "prompt syntax", picture["syntax"]
     if "tiles" in made:
         yield "vae", "in tiles, approximate where they meet"
+    if "size_ids" in picture:
+        yield "size ids", _sizes(picture["size_ids"])
     if "repeats" in picture:
         yield "repeats", ", ".join(picture["repeats"])
     model = made["model"]
@@ -117,6 +119,16 @@ def _recipe_pairs(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         yield "vae", made["vae"]["name"]
     versions = ", ".join(f"{name} {made[name]}" for name in ("rawdiff", "torch", "diffusers", "transformers"))
     yield "made by", f"{versions}; {picture['dtype']} on {made['device']}"
+
+
+def _sizes(told: Mapping[str, Any]) -> str:
+    """What SDXL is told of sizes, where that is not the picture's."""
+    pairs = [(name, told[name]) for name in ("original", "target") if told[name] is not None]
+    said = [f"{name} {format_size((pair[0], pair[1]))}" for name, pair in pairs]
+    said.append(f"crop at {told['crop'][1]}, {told['crop'][0]}")
+    if told["negative"] is not None:
+        said.append(f"negative ({_sizes(told['negative'])})")
+    return ", ".join(said)
 
 
 def _pixels(path: Path, read: Mapping[str, Any] | None) -> str:

@@ -90,7 +90,7 @@ class TimeTable:
             t, waves = t.repeat_interleave(len(waves)), waves.repeat(len(times), 1)
 
         def compute() -> list[Tensor]:
-            emb = blocks.embed_time(self._net, t, t.to(self._net.conv_in.weight.dtype), waves=waves)
+            emb = blocks.embed_time(self._net, t, t.to(self._net.conv_in.weight.dtype), None, waves)
             if self._told is not None:  # [times,1 or N,E] + [N,E]
                 emb = emb.view(len(times), -1, emb.shape[1]) + added.embed(self._net, self._told)
                 emb = emb.flatten(0, 1)

@@ -92,7 +92,9 @@ def encode_inner(
     for layer in layers[read:]:
         x = layer(x, mask)
     places = (ids == end).int().argmax(1)
-    pooled: Tensor = encoder.text_projection(inner.final_layer_norm(x[torch.arange(len(x)), places]))
+    pooled: Tensor = encoder.text_projection(
+        inner.final_layer_norm(x[torch.arange(len(x), device=x.device), places])
+    )
     return context, pooled
 
 

@@ -18,6 +18,9 @@ def check(vae: Any) -> None:
         raise WeightsError(f"vae: {vae.config.latent_channels} latent channels, expected 4")
     if vae.config.get("shift_factor") is not None:
         raise WeightsError(f"vae: config has shift_factor={vae.config.shift_factor}, expected none")
+    for key in ("latents_mean", "latents_std"):  # Playground v2.5, of SDXL's form but for these
+        if vae.config.get(key) is not None:
+            raise WeightsError(f"vae: config has {key}={vae.config[key]}, expected none: not supported yet")
     blocks.check_blocks(vae.decoder.up_blocks, ["UpDecoderBlock2D"], "vae, decoder")
     blocks.check_blocks([vae.decoder.mid_block], ["UNetMidBlock2D"], "vae, decoder's middle")
     blocks.check_blocks(vae.encoder.down_blocks, ["DownEncoderBlock2D"], "vae, encoder")
