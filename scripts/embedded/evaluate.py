@@ -126,6 +126,7 @@ def main() -> None:
     parser.add_argument("--sampler", default=None)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--backend", default=None, choices=("torch", "openvino"))
     parser.add_argument(
         "--processes", type=int, default=1, help="that paint side by side, of one thread each"
     )
