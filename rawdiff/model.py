@@ -45,7 +45,7 @@ def load(
     say: Say = say_on_stderr,
     probe: ProbeLike = NO_PROBE,
 ) -> Model:
-    """Load a model's parts from a folder, a file, a hub id, or (by default) the embedded model.
+    """Load a model's parts from a folder, a file, a hub id, a merge of these, or (by default) the embedded model.
 
     `controls` are kinds of ControlNets to load at once ("depth"); others are loaded when a run needs them.
     `nets` names sources for kinds where the model's own are not wanted, `vae` one of another VAE (a folder, file or

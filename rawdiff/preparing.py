@@ -176,8 +176,6 @@ def prepare(
         samples = [images.open_source(control.source) for control in wanted]
         given = None if image is None else images.open_source(image)
         size = choose_size(size, self.defaults.native_size, samples, given)
-        if (unknown := self.defaults.unfamiliar(size)) is not None:
-            say(unknown)
         self.check_memory(size, len(prompts), guided=plan.guided, masked=masked, added=added)
         fitting: dict[str, Any] = {"fit": fit, "depth_range": depth_range, "depth_invert": depth_invert}
         hints = make_hints(wanted, samples, size, say=say, **fitting)
@@ -185,6 +183,9 @@ def prepare(
         if given is not None:
             masking = images.open_source(mask) if masked else None
             init = images.make_init_image(given, masking, size, fit=fit, say=say)
+    unfamiliar = self.defaults.unfamiliar(size)
+    if unfamiliar is not None:
+        say(unfamiliar)
     for control in wanted:
         self.net(control.kind, control.net, probe=probe)
     unet = self.unet_for(masked=masked, probe=probe)

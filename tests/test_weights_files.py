@@ -305,11 +305,12 @@ entries = st.fixed_dictionaries(
 )
 
 
+TABLES = st.dictionaries(names, entries | st.none() | counts | st.text(max_size=3), max_size=5)
+"""Headers of about the right form."""
+
+
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    st.dictionaries(names, entries | st.none() | counts | st.text(max_size=3), max_size=5),
-    st.binary(max_size=40),
-)
+@given(TABLES, st.binary(max_size=40))
 def test_structured_headers(tmp_path: Path, table: dict[str, Any], data: bytes) -> None:
     judge(tmp_path / "x.safetensors", pack(table, data))
 

@@ -117,7 +117,6 @@ class Planner:
                     for name, f in (("image", request.image), ("mask", request.mask))
                 )
             size = choose_size(request.size, self.defaults.native_size, samples, image)
-            self._tell_unfamiliar(size)
             guidance = float(self.defaults.guidance if request.guidance is None else request.guidance)
             self._check_memory(unet, size, min(batch, count), guided=guidance > 1.0 and not is_told(unet))
             fitting = fitting_of(request)
@@ -134,6 +133,7 @@ class Planner:
                 sampler, spec = self._sampler(request, recorded)
                 if init is not None:
                     part_way(sampler, strength)  # raises where that leaves nothing to do
+        self._tell_unfamiliar(size)  # once nothing is wrong with the request: an error is one line
         with self.probe("hashes", host=True):
             digests = part_hashes(self.source, self.defaults, masked=masked)
             own = [weights.hashes(net, "controlnet") for net in nets]

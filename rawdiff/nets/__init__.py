@@ -11,8 +11,8 @@ beside the first, and so that anything can be looked at on its way:
     vae.decode(vae, latents)                -> picture
 
 In the place of a time embedding and of a context may stand what `tables` holds of them from before the first step,
-and one half of guidance may stand for both (`halves`); `exact` names each kind of work that is so left out. `calls`
-has each of these as a value that can be recorded.
+and one half of guidance may stand for both (`halves`); `exact` names each kind of work that is so left out. A network
+may be told the guidance (`guidance`). `calls` has each of these as a value that can be recorded.
 
 Each module says in its `check` what it cannot run, when the weights are loaded and not in the loop.
 """
@@ -25,6 +25,7 @@ from rawdiff.nets import (
     controlnet,
     derived,
     exact,
+    guidance,
     halves,
     memory,
     resnet,
@@ -43,6 +44,7 @@ __all__ = [
     "controlnet",
     "derived",
     "exact",
+    "guidance",
     "halves",
     "memory",
     "resnet",
