@@ -68,9 +68,7 @@ def run_vae(
     device, dtype = weight.device, weight.dtype
     with probe(way.name), telling_out_of_memory(f"the VAE, {way.verb} {format_size(size)}", device):
         frugal = runner.frugal
-        result, tiled = _whole_or_tiled(
-            way, vae, given.to(device, dtype), size, runner, say, tiled=frugal
-        )
+        result, tiled = _whole_or_tiled(way, vae, given.to(device, dtype), size, runner, say, tiled=frugal)
         if dtype != torch.float32 and not bool(torch.isfinite(result).all()):
             say(f"the VAE gave NaN in {str(dtype).removeprefix('torch.')}: {way.verb} once more in fp32")
             wide, exact = given.to(device, torch.float32), copy.deepcopy(vae).float()

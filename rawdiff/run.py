@@ -251,7 +251,9 @@ class Run:
             raise UsageError(f"{path}: no recipe can tell this picture: its run was changed by hand")
         image = self.image(k)
         made = {**self.setup.origin, **recipe.tool(self._noise.device)}
-        told = recipe.tell(recipe.of_picture(self.recipe, k), made, (k, len(self.seeds)), image, tiled=self.tiled)
+        told = recipe.tell(
+            recipe.of_picture(self.recipe, k), made, (k, len(self.seeds)), image, tiled=self.tiled
+        )
         return images.write_png(path, image, told, recipe.write_parameters(told), overwrite=overwrite)
 
     def _decoded(self, latents: Tensor) -> list[Image]:

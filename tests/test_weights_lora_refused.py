@@ -322,7 +322,9 @@ def test_a_layer_that_the_metadata_leaves_out(tmp_path: Path) -> None:
     held = {f"{stem}.lora_{letter}.weight": torch.ones(4, 4) for stem in (LAYER, text) for letter in "AB"}
     told = {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": 8})}
     path = put(tmp_path / "x.safetensors", held, told)
-    words = f"lora_adapter_metadata says nothing of '{text}', only of 'unet'; expected the alpha of every layer"
+    words = (
+        f"lora_adapter_metadata says nothing of '{text}', only of 'unet'; expected the alpha of every layer"
+    )
     assert refusal(lambda: read_lora(path)) == f"{path}: {words}"
     lora = read_lora(put(path, held | {f"{text}.alpha": torch.tensor(2.0)}, told))
     assert {factors.name: factors.scale for factors in lora.factors} == {LAYER: 2.0, text: 0.5}

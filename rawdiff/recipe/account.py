@@ -137,8 +137,8 @@ def origin(
 ) -> dict[str, Any]:
     """Where it came from, by name: model, sampler (if it was asked for), each map, each net but the model's own.
 
-    And where there are any, the image with its mask (from `InitImage.names`), each LoRA and each embedding; and that the image was encoded
-    in tiles, where it was.
+    And where there are any, the image with its mask (from `InitImage.names`), each LoRA and each embedding; and that
+    the image was encoded in tiles, where it was.
     """
     extras = {"image": image, "loras": list(loras), "embeddings": list(embeddings)}
     extras |= TILED if tiled else {}
