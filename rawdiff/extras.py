@@ -16,6 +16,7 @@ from rawdiff import weights
 from rawdiff.arguments import check_number, shown
 from rawdiff.errors import UsageError
 from rawdiff.limits import is_name
+from rawdiff.paths import expanded
 from rawdiff.syntax import Tag
 from rawdiff.weights import digests
 from rawdiff.weights.lora_alpha import PEFT_FILE, config_beside
@@ -101,7 +102,7 @@ class Extras:
         """The file that the name of a "lora" or "embedding" means; UsageError for a name that the model has not."""
         own = self._defaults.loras if what == "lora" else self._defaults.embeddings
         if not is_name(name):
-            return Path(name).expanduser()
+            return expanded(name)
         if name not in own:
             known = ", ".join(sorted(own)) or "none"
             raise UsageError(

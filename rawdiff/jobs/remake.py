@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rawdiff import recipe, weights
+from rawdiff import paths, recipe, weights
 from rawdiff.errors import InputError, UsageError, WeightsError
 from rawdiff.images import HINTS_VERSION
 from rawdiff.jobs.extras import EmbeddingRequest, LoraRequest
@@ -104,9 +104,9 @@ def find_source(remake: Remake, source: Mapping[str, Any], what: str, option: st
     name, kind = str(source["name"]), source["kind"]
     if kind not in ("folder", "file"):
         return name
-    given = Path(name).expanduser()
+    given = paths.expanded(name)
     for place in (given, remake.path.parent / given):
-        if place.is_dir() if kind == "folder" else weights.is_file(place):
+        if paths.is_folder(place) if kind == "folder" else weights.is_file(place):
             return name if place == given else str(place)
     raise WeightsError(
         f"{remake.path}: {what} is a {kind}, {name}, and it is neither here nor beside the picture: name it with "

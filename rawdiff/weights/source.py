@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from rawdiff import paths
 from rawdiff.errors import HubError, UsageError, WeightsError
 from rawdiff.say import Say, say_nothing
 from rawdiff.weights import registry
@@ -135,10 +136,10 @@ def open_source(
     if not text or not text.isprintable():
         raise UsageError(f"model {text[:80]!a}: expected a folder, a file, an alias or OWNER/NAME")
     text, options = split_options(text)
-    path = Path(text).expanduser()
-    if path.is_dir():
+    path = paths.expanded(text)
+    if paths.is_folder(path):
         return _folder(text, path.resolve(), "folder")
-    if path.exists():
+    if paths.is_there(path):
         return _file(str(source), path.absolute(), options, say)
     known = registry.find(text) if isinstance(source, str) else None
     if known is None and (isinstance(source, Path) or _is_path_like(text)):
