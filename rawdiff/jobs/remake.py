@@ -184,7 +184,7 @@ _CHANGES: dict[str, list[str]] = {
     "depth_invert": [r"controls\[\d+\]\.depth_invert"],
     "loras": [r"loras.*"],
     "embeddings": [r"embeddings.*"],
-    "syntax": ["syntax"],
+    "syntax": ["syntax", "prompt", r"loras.*"],  # which may read tags in the prompt
 }
 """What of a picture each word of a request may change."""
 
