@@ -153,7 +153,8 @@ def from_model(
     model = rawdiff.load(source, device=device, dtype=dtype, speed="eager")
     own = tuple(weights.load_controlnet(net, device=device, dtype=dtype) for net in nets)
     cond, uncond = (
-        encode_prompts(model.tokenizer, model.text_encoder, [text]) for text in ("a red cube on grass", "")
+        encode_prompts(model.vocabulary(()), model.text_encoder, [text])
+        for text in ("a red cube on grass", "")
     )
     hints = tuple(torch.linspace(0, 1, size[1], device=device).expand(1, 3, *size) for _ in nets)
     latents = torch.randn(1, 4, size[0] // 8, size[1] // 8, generator=torch.Generator().manual_seed(3)).to(
