@@ -40,7 +40,7 @@ from rawdiff.say import Say, say_on_stderr
 from rawdiff.state import start
 from rawdiff.step import check_watch
 from rawdiff.syntax import PLAIN, check_syntax, take_all_tags
-from rawdiff.texts import encode_texts, taken_for_text, texts_of
+from rawdiff.texts import encode_texts, numbers_of, taken_for_text, texts_of
 from rawdiff.vocabulary import unused
 
 __all__ = ["WATCH", "account_of", "prepare", "set_up", "undone_on_error"]
@@ -146,8 +146,6 @@ def prepare(
         self.net_source(control.kind, control.net)  # before anything slow begins
     added, words = self.extras.loras(loras, tags), self.extras.embeddings(embeddings)
     vocabulary = self.vocabulary(words)
-    for line in unused(vocabulary, [*prompts, *negatives]):
-        say(line)
     schedule: dict[str, Any] = {"steps": steps, "timesteps": timesteps, "sigmas": sigmas, "eta": eta}
     made, spec = build_sampler(sampler, self.scheduler, self.defaults.sampler, **schedule)
     made = made if image is None else part_way(made, strength)
@@ -157,6 +155,9 @@ def prepare(
         say(line)
     levels: dict[str, Any] = {"guidance": scales, "rescale": rescale, "windows": windows}
     plan = make_plan(made, **levels, contexts=texts.rows, device=self.device)
+    if words:
+        for line in unused(vocabulary, numbers_of(vocabulary, self.text_encoder, texts, guided=plan.guided)):
+            say(line)
     if any(negatives) and not plan.guided:
         say("the negative prompt has no effect: guidance is off")
 

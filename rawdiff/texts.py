@@ -10,14 +10,15 @@ from torch import Tensor
 
 from rawdiff.conditions import Context
 from rawdiff.errors import UsageError
+from rawdiff.limits import check_text
 from rawdiff.probes import NO_PROBE, ProbeLike
-from rawdiff.prompts import chunks_of, encode_chunks, encode_prompts, text_length
+from rawdiff.prompts import chunks_of, cut, encode_chunks, encode_prompts, text_length
 from rawdiff.sampler import Sampler, number_steps
 from rawdiff.say import Say, say_on_stderr
 from rawdiff.syntax import PLAIN, Chunk, find_markup, schedule
 from rawdiff.vocabulary import Vocabulary
 
-__all__ = ["Texts", "encode_texts", "taken_for_text", "texts_of"]
+__all__ = ["Texts", "encode_texts", "numbers_of", "taken_for_text", "texts_of"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,17 @@ def taken_for_text(texts: Texts) -> Iterator[str]:
         if found is not None:
             yield f"{found[:60]!r} in the prompt is read as plain text; the prompt syntax a1111 reads it otherwise"
             return
+
+
+def numbers_of(vocabulary: Vocabulary, encoder: Any, texts: Texts, *, guided: bool) -> Iterator[int]:
+    """Every token number that `encode_texts` encodes, paddings aside; raises UsageError as it does."""
+    length = text_length(vocabulary, encoder.config.max_position_embeddings)
+    halves = (half for both in texts.contexts for half in (both if guided else both[:1]))
+    for text in dict.fromkeys(text for half in halves for text in half):
+        if texts.syntax == PLAIN:
+            yield from cut(vocabulary, check_text("prompt", text), length)[0]
+        else:
+            yield from (number for chunk in chunks_of(vocabulary, text, length) for number in chunk.numbers)
 
 
 def encode_texts(
