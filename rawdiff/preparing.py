@@ -262,7 +262,7 @@ def set_up(
         guess=bool(account["guess"]),
         exact=exact,
         runner=model.runner,
-        hold=partial(model.put_on, unet, added),
+        hold=partial(model.hold, model.runner, unet, added),
         probe=probe,
     )
     return Setup(

@@ -191,6 +191,19 @@ def test_the_front_door() -> None:
         make_runner("compile", CPU, "low")
 
 
+def test_runs_from_before_memory_is_saved_refuse_to_go_on() -> None:
+    import rawdiff as package
+    from tests.reference import silent
+
+    model = package.load(say=silent)
+    run = prepared(model, size=(64, 64), steps=2)
+    next(run)
+    model.save_memory()
+    with pytest.raises(UsageError, match="its networks were put away: prepare it again"):
+        next(run)
+    finished(prepared(model, size=(64, 64), steps=2))
+
+
 def test_the_command_goes_on_with_less(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two at once, one, then one in less memory; the picture is that of a run with memory enough."""
     tried: list[tuple[int, bool]] = []
