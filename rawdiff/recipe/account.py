@@ -141,13 +141,13 @@ def origin(
     the image was encoded in tiles, where it was.
     """
     extras = {"image": image, "loras": list(loras), "embeddings": list(embeddings)}
-    extras |= TILED if tiled else {}
     return {
         "model": {"name": source.name, "kind": source.kind, "revision": source.revision},
         "sampler": sampler,
         "inputs": list(inputs),
         "nets": [None if net is None else {"name": str(net), "kind": net.kind} for net in nets],
         **{name: names for name, names in extras.items() if names},
+        **(TILED if tiled else {}),
     }
 
 
