@@ -79,7 +79,9 @@ def open_output(out: str | Path | None, *, count: int = 1, overwrite: bool = Fal
         raise UsageError(f"out {text!r}: expected a folder, or a file that ends in .png")
     path = expanded(text)
     if len(os.fsencode(path.name)) > MAX_NAME_BYTES:
-        raise UsageError(f"out {text[:60]!r}...: the name is too long: expected at most {MAX_NAME_BYTES} bytes")
+        raise UsageError(
+            f"out {text[:60]!r}...: the name is too long: expected at most {MAX_NAME_BYTES} bytes"
+        )
     suffix = path.suffix.lower()
     if not is_folder(path):
         images.picture_name(path.name)

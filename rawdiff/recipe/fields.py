@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rawdiff.errors import InputError
+from rawdiff.limits import MAX_ADDED
 from rawdiff.syntax import PLAIN, SYNTAXES
 
 __all__ = [
@@ -23,8 +24,6 @@ __all__ = [
     "check_account",
     "check_fields",
 ]
-
-MAX_CONTROLS = 64
 
 Test = Callable[[Any], bool]
 
@@ -93,12 +92,12 @@ def _range(value: Any) -> bool:
 
 
 def _controls(value: Any) -> bool:
-    return isinstance(value, list) and len(value) <= MAX_CONTROLS
+    return isinstance(value, list) and len(value) <= MAX_ADDED
 
 
 def _some(test: Test) -> Test:
     """At least one: where there is none, the key is left out, so that a picture has one id."""
-    return lambda value: _several(test)(value) and 0 < len(value) <= MAX_CONTROLS
+    return lambda value: _several(test)(value) and 0 < len(value) <= MAX_ADDED
 
 
 PICTURE: dict[str, Test] = {
