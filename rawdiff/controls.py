@@ -12,6 +12,7 @@ from torch import nn
 from rawdiff import images
 from rawdiff.errors import UsageError
 from rawdiff.geometry import FACTOR, Size, check_size, size_like
+from rawdiff.limits import check_few
 from rawdiff.plan import Window
 from rawdiff.say import Say
 
@@ -102,6 +103,7 @@ def gather(depth: Any, normal: Any, canny: Any, controls: Sequence[Control]) -> 
             raise UsageError(f"control derive {control.derive!r}: expected True or False")
         if control.source is None:
             raise UsageError(f"control {control.kind!r} has no source: give a path, picture, array or tensor")
+    check_few("controls", (*short, *controls))
     return (*short, *controls)
 
 

@@ -15,7 +15,8 @@ from typing import Any
 from rawdiff import weights
 from rawdiff.arguments import check_number, shown
 from rawdiff.errors import UsageError
-from rawdiff.limits import is_name
+from rawdiff.limits import check_few, is_name
+from rawdiff.paths import expanded
 from rawdiff.syntax import Tag
 from rawdiff.weights import digests
 from rawdiff.weights.lora_alpha import PEFT_FILE, config_beside
@@ -65,7 +66,8 @@ class Extras:
         Raises UsageError for a name that the model does not know, WeightsError for a file that is no LoRA.
         """
         found = []
-        for one in [*_listed("loras", given), *tags]:
+        check_few("loras", [*_listed("loras", given), *tags])
+        for one in [*given, *tags]:
             if isinstance(one, AddedLora):
                 found.append(one)
                 continue
@@ -101,7 +103,7 @@ class Extras:
         """The file that the name of a "lora" or "embedding" means; UsageError for a name that the model has not."""
         own = self._defaults.loras if what == "lora" else self._defaults.embeddings
         if not is_name(name):
-            return Path(name).expanduser()
+            return expanded(name)
         if name not in own:
             known = ", ".join(sorted(own)) or "none"
             raise UsageError(
@@ -131,6 +133,7 @@ def _config(lora: weights.Lora) -> str | None:
 def _listed(what: str, given: object) -> Sequence[Any]:
     if isinstance(given, (str, bytes)) or not isinstance(given, Sequence):
         raise UsageError(f"{what} {shown(given)}: expected a list, such as [{shown('style.safetensors')}]")
+    check_few(what, given)
     return given
 
 

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sized
 
 from rawdiff.errors import UsageError
 
-__all__ = ["BACKENDS", "FITS", "MAX_SEED", "MEMORIES", "SPEEDS", "check_strength", "check_text", "is_name"]
+__all__ = [
+    "BACKENDS",
+    "FITS",
+    "MAX_ADDED",
+    "MAX_SEED",
+    "MEMORIES",
+    "SPEEDS",
+    "check_few",
+    "check_strength",
+    "check_text",
+    "is_name",
+]
 
 MAX_SEED = 2**32 - 1
 """The largest seed: torch's CPU generator repeats itself beyond."""
@@ -24,6 +36,16 @@ MEMORIES = ("normal", "low")
 """How much memory a run may take."""
 STRENGTH, MASKED_STRENGTH = 0.8, 1.0
 """Where nobody says: diffusers' own, without a mask and with one."""
+
+
+MAX_ADDED = 64
+"""How many controls, LoRAs or embeddings a run may have, each: a recipe with more is not read."""
+
+
+def check_few(what: str, found: Sized) -> None:
+    """Raise UsageError for more controls, LoRAs or embeddings than a recipe may have."""
+    if len(found) > MAX_ADDED:
+        raise UsageError(f"{what}: {len(found)} of them, expected at most {MAX_ADDED}")
 
 
 def check_strength(

@@ -138,6 +138,17 @@ class Parts:
         """
         return self._adapting.of(self.unet)
 
+    def hold(
+        self, runner: Runner, unet: Any, added: Sequence[AddedLora], probe: ProbeLike = NO_PROBE
+    ) -> None:
+        """Have a run's networks as it was prepared with them, by this runner; raises what `put_on` does."""
+        if runner is not self.runner:
+            raise UsageError(
+                "the model was told to save memory after this run was prepared, and its networks were put away: "
+                "prepare it again"
+            )
+        self.put_on(unet, added, probe)
+
     def put_on(self, unet: Any, added: Sequence[AddedLora], probe: ProbeLike = NO_PROBE) -> None:
         """Have exactly these LoRAs in the weights of a run's UNet and of the text encoder, and none in another UNet.
 
@@ -151,7 +162,7 @@ class Parts:
         return self._adapting.undone_on_error()
 
     def save_memory(self) -> None:
-        """Run from here on as with `memory="low"`; runs that are prepared stay as they are."""
+        """Run from here on as with `memory="low"`; runs that were prepared before refuse to go on (UsageError)."""
         self.runner.drop()
         self.runner = Frugal(self.device)
         inpaint = [] if self._inpaint is None else [self._inpaint]

@@ -42,7 +42,7 @@ from rawdiff.say import Say, say_on_stderr
 from rawdiff.state import start
 from rawdiff.step import check_watch
 from rawdiff.syntax import PLAIN, check_syntax, take_all_tags
-from rawdiff.texts import encode_texts, taken_for_text, texts_of
+from rawdiff.texts import encode_texts, numbers_of, taken_for_text, texts_of
 from rawdiff.vocabulary import unused
 
 __all__ = ["WATCH", "account_of", "prepare", "set_up", "undone_on_error"]
@@ -154,8 +154,6 @@ def prepare(
         self.net_source(control.kind, control.net)  # before anything slow begins
     added, words = self.extras.loras(loras, tags), self.extras.embeddings(embeddings)
     vocabulary = self.vocabulary(words)
-    for line in unused(vocabulary, [*prompts, *negatives]):
-        say(line)
     schedule: dict[str, Any] = {"steps": steps, "timesteps": timesteps, "sigmas": sigmas, "eta": eta}
     made, spec = build_sampler(sampler, self.scheduler, self.defaults.sampler, **schedule)
     made = made if image is None else part_way(made, strength)
@@ -166,6 +164,9 @@ def prepare(
     levels: dict[str, Any] = {"guidance": scales, "rescale": rescale, "windows": windows}
     levels |= {"guidance_end": guidance_end, "distilled": is_told(self.unet.config)}
     plan = make_plan(made, **levels, contexts=texts.rows, device=self.device)
+    if words:
+        for line in unused(vocabulary, numbers_of(self.readers(vocabulary)[0], texts, guided=plan.guided)):
+            say(line)
     if any(negatives) and not plan.guided:
         told_it = "this model is told its guidance, and has no half for it"
         say(f"the negative prompt has no effect: {told_it if plan.distilled else 'guidance is off'}")
@@ -282,7 +283,7 @@ def set_up(
         guess=bool(account["guess"]),
         exact=exact,
         runner=model.runner,
-        hold=partial(model.put_on, unet, added),
+        hold=partial(model.hold, model.runner, unet, added),
         probe=probe,
     )
     return Setup(

@@ -24,7 +24,7 @@ from rawdiff.conditions import Conditions, Context
 from rawdiff.errors import InputError, UsageError, WeightsError
 from rawdiff.images import Paste, write_file
 from rawdiff.plan import Plan
-from rawdiff.recipe import compare
+from rawdiff.recipe import check_account, compare
 from rawdiff.state import RunState
 from rawdiff.weights.tensorfile import SafetensorsFile, open_tensors
 
@@ -68,6 +68,11 @@ class Saved:
 
     def check_table(self, plan: Plan) -> None:
         """Raise InputError unless the state belongs to exactly this plan's sampler."""
+        i, restarts = self.state.i, self.state.restarts
+        if i > len(plan) or any(not plan.begin <= row < len(plan) for row in restarts):
+            raise InputError(
+                f"{self.path}: stands before row {i}, restarted at {list(restarts)}, of {len(plan)}: no such run"
+            )
         own = table_of(self.state.plan(plan))
         if own.shape != self.table.shape or not torch.equal(own, self.table):
             raise InputError(
@@ -158,6 +163,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Saved:
         body = strict_json.loads(text)
         if body["format"] != FORMAT:
             raise InputError(f"{path}: saved run of format {body['format']!r}, expected {FORMAT}")
+        check_account(body["recipe"], len(tensors["x"]), str(path))
         contexts: list[Context] = []
         while f"context.{len(contexts)}.cond" in tensors:
             name = f"context.{len(contexts)}"
@@ -177,6 +183,15 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Saved:
             raise ValueError("constraint")
         if type(state.by_hand) is not bool:
             raise ValueError("by_hand")
+        for name, number in (
+            ("i", state.i),
+            ("draws", state.draws),
+            *(("restarts", k) for k in state.restarts),
+        ):
+            if type(number) is not int or number < 0:
+                raise InputError(
+                    f"{path}: {name} of the saved run is {str(number)[:40]!a}, expected a row's number"
+                )
         return Saved(
             path, body["recipe"], body["origin"], conditions, state, x0, tensors["table"],
             Blend(**kept) if kept else None, Paste(**pasted) if pasted else None, constraint,

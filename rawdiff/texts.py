@@ -10,13 +10,14 @@ import torch
 
 from rawdiff.conditions import Context
 from rawdiff.errors import UsageError, WeightsError
+from rawdiff.limits import check_text
 from rawdiff.probes import NO_PROBE, ProbeLike
-from rawdiff.prompts import Encoded, Reader, chunks_of, encode_chunks, encode_prompts
+from rawdiff.prompts import Encoded, Reader, chunks_of, cut, encode_chunks, encode_prompts
 from rawdiff.sampler import Sampler, number_steps
 from rawdiff.say import Say, say_nothing, say_on_stderr
 from rawdiff.syntax import PLAIN, Chunk, find_markup, schedule
 
-__all__ = ["Texts", "encode_texts", "taken_for_text", "texts_of"]
+__all__ = ["Texts", "encode_texts", "numbers_of", "taken_for_text", "texts_of"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,17 @@ def taken_for_text(texts: Texts) -> Iterator[str]:
         if found is not None:
             yield f"{found[:60]!r} in the prompt is read as plain text; the prompt syntax a1111 reads it otherwise"
             return
+
+
+def numbers_of(reader: Reader, texts: Texts, *, guided: bool) -> Iterator[int]:
+    """Every token number that `encode_texts` has `reader` encode, paddings aside; raises UsageError as it does."""
+    vocabulary, length = reader.vocabulary, reader.length
+    halves = (half for both in texts.contexts for half in (both if guided else both[:1]))
+    for text in dict.fromkeys(text for half in halves for text in half):
+        if texts.syntax == PLAIN:
+            yield from cut(vocabulary, check_text("prompt", text), length)[0]
+        else:
+            yield from (number for chunk in chunks_of(vocabulary, text, length) for number in chunk.numbers)
 
 
 def encode_texts(

@@ -7,7 +7,7 @@ encoder's own table. Results are those of diffusers' `load_textual_inversion`, w
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,14 +83,11 @@ def add_words(tokenizer: Any, embeddings: Sequence[Embedding], width: int, posit
     return Vocabulary(extended, start, torch.cat([one.vectors.double() for one in embeddings]), spans)
 
 
-def unused(vocabulary: Vocabulary, prompts: Sequence[str]) -> Iterator[str]:
-    """A line on each trigger that no prompt has: its embedding has no effect."""
-    if not vocabulary.spans:
-        return
-    seen = {number for prompt in dict.fromkeys(prompts) for number in vocabulary.numbers(prompt)}
-    for number in vocabulary.spans.keys() - seen:
+def unused(vocabulary: Vocabulary, encoded: Iterable[int]) -> Iterator[str]:
+    """A line on each trigger that is not among the token numbers that are encoded: its embedding has no effect."""
+    for number in sorted(vocabulary.spans.keys() - set(encoded)):
         word = vocabulary.tokenizer.convert_ids_to_tokens(number)
-        yield f"the embedding {word!a} has no effect: no prompt has this word"
+        yield f"the embedding {word!a} has no effect: no prompt has this word, as it is read"
 
 
 def _check_fit(one: Embedding, width: int, length: int) -> None:

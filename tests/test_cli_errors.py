@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -383,6 +384,43 @@ def test_messages_stay_on_one_line_and_obey_nothing(here: Path) -> None:
     done = rawdiff("gen", "-p", "x", "--depth", "a\nb\x1b[31mc\u202e.png", *QUICK)
     assert done.code == 3
     assert r"a\nb\x1b[31mc\u202e.png: no such file" in done.error
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("--model", "~nosuchuser/x"), 4, "~nosuchuser/x: no such folder or file"),
+        (
+            ("--model", "~nosuchuser/x.safetensors#ema"),
+            4,
+            "~nosuchuser/x.safetensors#ema: no such folder or file",
+        ),
+        (("--lora", "~nosuchuser/x.safetensors"), 4, "~nosuchuser/x.safetensors: no such file"),
+        (("--embedding", "~nosuchuser/e.pt"), 4, "~nosuchuser/e.pt: no such file"),
+        (("--depth", "~nosuchuser/d.png"), 3, "~nosuchuser/d.png: no such file"),
+        (("--model", LONG), 2, "is no file and no folder here and no alias"),
+        (("--model", f"{LONG}.safetensors"), 4, "no such folder or file"),
+        (("--lora", f"{LONG}.safetensors@0.5"), 4, "too long"),
+        (("--embedding", f"{LONG}.pt=word"), 4, "too long"),
+        (("--control", f"depth={LONG}.png@0.5"), 3, "too long"),
+        (("--out", f"{LONG}.png"), 2, "too long"),
+        (("--from", f"{LONG}.png"), 3, "too long"),
+    ],
+)
+def test_paths_that_no_system_has(here: Path, words: tuple[str, ...], code: int, said: str) -> None:
+    done = rawdiff("gen", "-p", "x", *QUICK, *words)
+    refused(done, code, said)
+    assert "a defect" not in done.err
+
+
+def test_a_name_too_long_in_a_batch(here: Path) -> None:
+    (here / "m.jsonl").write_text(json.dumps({"prompt": "x", "control": [f"depth={LONG}.png@0.5"]}))
+    done = rawdiff("batch", "m.jsonl", "--out", "o")
+    assert done.code == 7
+    assert "too long" in done.err
 
 
 def test_commands_that_are_none() -> None:

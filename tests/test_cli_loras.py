@@ -104,6 +104,9 @@ def test_an_embedding_is_parsed(text: str, expected: EmbeddingRequest) -> None:
         ({"embedding": ["=zorb"]}, "expected PATH[=TRIGGER]"),
         ({"embedding": [""]}, "embedding: its path is empty"),
         ({"embedding": ["none", "none"]}, "embedding none: drops every one"),
+        ({"lora": ["a.safetensors"] * 65}, "loras: 65 of them, expected at most 64"),
+        ({"embedding": ["a.pt"] * 65}, "embeddings: 65 of them, expected at most 64"),
+        ({"control": ["depth=a.png"] * 65}, "controls: 65 of them, expected at most 64"),
     ],
 )
 def test_what_makes_no_sense(said: dict[str, Any], words: str) -> None:

@@ -106,6 +106,15 @@ def test_a_tag_is_the_option() -> None:
     assert images.read_recipe(again)["picture"]["loras"][0]["scale"] == 0.5
 
 
+def test_tags_of_a_plain_prompt_are_read_when_it_is_made_again() -> None:
+    plain = drawn("a red cube <lora:paper:0.8>")
+    done = rawdiff("gen", "--from", plain, *A1111).ok()
+    assert "not the same as" in done.err
+    picture = images.read_recipe(done.lines[0])["picture"]
+    assert picture == images.read_recipe(drawn("a red cube <lora:paper:0.8>", *A1111))["picture"]
+    assert (picture["prompt"], picture["loras"][0]["scale"]) == ("a red cube", 0.8)
+
+
 def test_the_syntax_is_in_the_recipe_and_made_again(here: Path) -> None:
     prompt = "a (red:1.5) cube [on:grass:1]"
     path = drawn(prompt, *A1111)

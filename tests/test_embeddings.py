@@ -157,10 +157,23 @@ def test_a_word_that_no_prompt_has_is_told(model: Model, tmp_path: Path) -> None
     path = diffusers_file(tmp_path / "a.safetensors", "<zorb>", vectors(2))
     said: list[str] = []
     prepared(model, "a cube", path, say=said.append)
-    assert said == ["the embedding '<zorb>' has no effect: no prompt has this word"]
+    line = "the embedding '<zorb>' has no effect: no prompt has this word, as it is read"
+    assert said == [line]
     said.clear()
     prepared(model, "a cube", path, negative="a <ZORB>", say=said.append)
     assert said == []
+    prepared(model, "a cube", path, negative="a <ZORB>", guidance=1.0, say=said.append)
+    assert said[0] == line
+    said.clear()
+    prepared(model, "cube " * 80 + "<zorb>", path, say=said.append)  # cut
+    assert said[0] == line
+    said.clear()
+    prepared(model, "a (<zorb>:1.2)", path, syntax="a1111", say=said.append)
+    assert said == []
+    prepared(
+        model, "a (zeb) on grass", (path, "(zeb)"), syntax="a1111", say=said.append
+    )  # brackets, not letters
+    assert said == ["the embedding '(zeb)' has no effect: no prompt has this word, as it is read"]
 
 
 def test_the_account_and_a_resumed_run(model: Model, tmp_path: Path) -> None:

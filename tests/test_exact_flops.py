@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from rawdiff.predict import Exact
 from scripts.speed.flops import RUNS, diffusers_flops, networks, our_flops, plan_of
@@ -44,3 +45,12 @@ def test_the_bounds(full: tuple[Any, list[Any]], run: str) -> None:
     assert ours["everything"] < ours["no kv"] - 0.002
     assert ours["everything"] < ours["no prefix"] - 0.02
     assert ours["nothing"] <= 1.0
+
+
+def test_the_benchmark_takes_a_model() -> None:
+    """What `scripts/bench_vs_diffusers --model` compares."""
+    from scripts.speed.subject import from_model
+
+    subject = from_model("embedded", (), (), (64, 64), 1, torch.device("cpu"), torch.float32)
+    assert subject.cond.shape == subject.uncond.shape == (1, 77, subject.unet.config.cross_attention_dim)
+    assert not torch.equal(subject.cond, subject.uncond)

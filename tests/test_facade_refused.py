@@ -38,6 +38,22 @@ REFUSED: dict[str, tuple[dict[str, Any], type[RawdiffError], str]] = {
     "size": ({"size": (50, 40)}, SizeError, "size 40x50 is not a multiple of 8: use 40x48 or 40x56"),
     "size form": ({"size": 512}, UsageError, "size 512"),
     "steps": ({"steps": 0}, UsageError, "steps 0"),
+    "many loras": ({"loras": ["a.safetensors"] * 65}, UsageError, "loras: 65 of them, expected at most 64"),
+    "many tags": (
+        {"prompt": "a" + "<lora:a>" * 65, "syntax": "a1111"},
+        UsageError,
+        "loras: 65 of them, expected at most 64",
+    ),
+    "many embeddings": (
+        {"embeddings": ["a.pt"] * 65},
+        UsageError,
+        "embeddings: 65 of them, expected at most 64",
+    ),
+    "many controls": (
+        {"controls": [Control("depth", 5)] * 65},
+        UsageError,
+        "controls: 65 of them, expected at most 64",
+    ),
     "guidance": ({"guidance": float("nan")}, UsageError, "guidance nan"),
     "guidance text": ({"guidance": "7"}, UsageError, "guidance '7'"),
     "guidance list": ({"guidance": [1.0, 2.0]}, UsageError, "guidance: 2 given for 1 images"),

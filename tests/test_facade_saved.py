@@ -429,6 +429,20 @@ def test_no_file_to_resume(model: Model, tmp_path: Path, missing: str) -> None:
         model.resume(tmp_path / missing)
 
 
+RECIPE_KEYS = (
+    "seeds",
+    "loras",
+    "prompt",
+    "size",
+    "guess",
+    "sampler",
+    "controls",
+    "image",
+    "repeats",
+    "weights",
+)
+
+
 def test_a_file_of_another_version(model: Model, tmp_path: Path) -> None:
     """Whole and unchanged, but not of this format: refused by its number, not by an accident."""
     from rawdiff import saved
@@ -453,6 +467,24 @@ def test_a_file_of_another_version(model: Model, tmp_path: Path) -> None:
     path.write_bytes(resigned(lambda body: body.pop("draws"))(whole))
     with pytest.raises(InputError, match="not a saved run that this version reads"):
         model.resume(path)
+    spoiled: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
+        *((lambda body, key=key: body["recipe"].pop(key), f"recipe has no '{key}'") for key in RECIPE_KEYS),
+        (lambda body: body["recipe"].update(guidance=["x"]), "recipe.guidance is"),
+        (lambda body: body["recipe"].update(seeds=[1, 2]), "recipe.seeds has 2 for 1 pictures"),
+        (lambda body: body["recipe"].update(loras=[{"name": "x"}]), "recipe.loras is"),
+        (lambda body: body["recipe"].update(more=1), "recipe has an unknown 'more'"),
+        (lambda body: body.update(recipe=[]), "recipe is a list, expected an object"),
+        (lambda body: body.update(i=-1), "i of the saved run is '-1', expected a row's number"),
+        (lambda body: body.update(i="1"), "i of the saved run is '1', expected a row's number"),
+        (lambda body: body.update(draws=True), "draws of the saved run is 'True'"),
+        (lambda body: body.update(restarts=[-1]), "restarts of the saved run is '-1'"),
+        (lambda body: body.update(i=6), r"stands before row 6, restarted at \[\], of 5: no such run"),
+        (lambda body: body.update(restarts=[77]), r"restarted at \[77\], of 5: no such run"),
+    ]
+    for change, words in spoiled:
+        path.write_bytes(resigned(change)(whole))
+        with pytest.raises(InputError, match=words):
+            model.resume(path, say=silent)
     path.write_bytes(resigned(lambda body: body["recipe"].update(noise=0))(whole))
     with pytest.raises(InputError, match="differs in noise: noise is 0 in the file and 1 now"):
         model.resume(path)

@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "rawdiff"
 
 ORDER = [
-    "version", "errors", "limits", "syntax", "say", "strict_json", "geometry", "probes", "noise", "sampler",
+    "version", "errors", "limits", "paths", "syntax", "say", "strict_json", "geometry", "probes", "noise", "sampler",
     "conditions", "plan", "state", "blend", "nets", "graphs", "prediction", "predict", "step", "loop",
     "weights", "images", "openvino", "controls", "vocabulary", "prompts", "texts", "arguments", "extras", "adapting",
     "autoencoder", "decode", "encode", "beginning", "recipe", "saved", "run", "files", "parts", "preparing", "resuming",

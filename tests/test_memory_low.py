@@ -77,6 +77,26 @@ def test_a_stage_at_a_time() -> None:
         assert sorted(moves, key=lambda move: (move[1], move[0])) == expected
 
 
+def test_a_stage_that_does_not_arrive_is_put_away_again() -> None:
+    """Out of memory half way: what did arrive does not stay on the device."""
+    moves: list[tuple[str, str]] = []
+    names = {torch.nn.Linear(1, 1): name for name in ("text", "unet")}
+
+    def move(net: torch.nn.Module, device: torch.device) -> None:
+        moves.append((names[net], device.type))
+        if moves[-1] == ("unet", "meta"):
+            raise MemoryError("half way")
+
+    runner = Frugal(META, move=move)
+    text, unet = names
+    runner.keep(names)
+    with pytest.raises(MemoryError):
+        runner.stage([unet])
+    moves.clear()
+    runner.stage([text])
+    assert moves == [("unet", "cpu"), ("text", "meta")]
+
+
 def test_starts_cover_a_side() -> None:
     for length in (1, 63, 64, 65, 111, 112, 113, 128, 200):
         found = tiles.starts(length, 64, 16)
@@ -169,6 +189,19 @@ def test_the_front_door() -> None:
         UsageError, match="speed compile with memory low: recorded work takes memory: leave one"
     ):
         make_runner("compile", CPU, "low")
+
+
+def test_runs_from_before_memory_is_saved_refuse_to_go_on() -> None:
+    import rawdiff as package
+    from tests.reference import silent
+
+    model = package.load(say=silent)
+    run = prepared(model, size=(64, 64), steps=2)
+    next(run)
+    model.save_memory()
+    with pytest.raises(UsageError, match="its networks were put away: prepare it again"):
+        next(run)
+    finished(prepared(model, size=(64, 64), steps=2))
 
 
 def test_the_command_goes_on_with_less(monkeypatch: pytest.MonkeyPatch) -> None:

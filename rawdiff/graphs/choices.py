@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Hashable, Mapping
 from statistics import median
 from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["Choices", "Clock", "cuda_clock", "host_clock", "new_stream"]
+__all__ = ["Choices", "Clock", "cuda_clock", "new_stream"]
 
 Clock = Callable[[Callable[[], Any]], float]
 """Runs some work and says how long it took, in ms."""
@@ -34,13 +33,6 @@ def new_stream() -> torch.cuda.Stream:
     made: Any = torch.cuda.Stream
     stream: torch.cuda.Stream = made()
     return stream
-
-
-def host_clock(work: Callable[[], Any]) -> float:
-    """Milliseconds of the host's clock."""
-    begin = time.perf_counter()
-    work()
-    return 1e3 * (time.perf_counter() - begin)
 
 
 class Choices:

@@ -53,6 +53,6 @@ class Frugal(Runner):
                 self._here.discard(net)
         for net in wanted:
             if net not in self._here:
-                self._move(net, self._device)
                 self._known.add(net)
-                self._here.add(net)
+                self._here.add(net)  # before: a move that fails half way leaves layers there
+                self._move(net, self._device)

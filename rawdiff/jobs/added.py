@@ -10,6 +10,7 @@ from rawdiff.errors import WeightsError
 from rawdiff.extras import AddedEmbedding, AddedLora, Extras
 from rawdiff.jobs.extras import EmbeddingRequest, LoraRequest
 from rawdiff.limits import is_name
+from rawdiff.paths import is_file
 from rawdiff.weights import digests
 
 __all__ = ["open_embeddings", "open_loras"]
@@ -43,7 +44,7 @@ def _place(what: str, one: LoraRequest | EmbeddingRequest, extras: Extras, besid
     places = [path]
     if beside is not None and not is_name(one.name):
         places = list(dict.fromkeys([path, beside / path, beside / path.name]))
-    found = [place for place in places if place.is_file()]
+    found = [place for place in places if is_file(place)]
     for place in found:
         if digests.sha256(place) == one.sha256:
             return one.name if is_name(one.name) else place

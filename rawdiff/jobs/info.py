@@ -10,6 +10,7 @@ from rawdiff import images, recipe
 from rawdiff.errors import InputError, WeightsError
 from rawdiff.geometry import format_size
 from rawdiff.limits import is_name
+from rawdiff.paths import is_file
 from rawdiff.weights import digests
 
 __all__ = ["inspect", "lines"]
@@ -150,7 +151,7 @@ def _file(name: str, sha256: str, beside: Path) -> str:
 
 
 def _now(name: str, sha256: str, beside: Path, digest: Callable[[Path], str]) -> str:
-    places = [place for place in (Path(name), beside / name, beside / Path(name).name) if place.is_file()]
+    places = [place for place in (Path(name), beside / name, beside / Path(name).name) if is_file(place)]
     for place in places:
         try:
             if digest(place) == sha256:

@@ -13,6 +13,7 @@ from rawdiff.errors import InputError
 from rawdiff.geometry import Size, format_size
 from rawdiff.images.depth import parse_depth_range
 from rawdiff.jobs.request import ControlRequest, Request
+from rawdiff.paths import is_file
 from rawdiff.sampler import Sampler, count_steps
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def open_file(given: str, sha256: str | None, what: str, option: str, beside: Pa
         return images.open_source(given)
     path = Path(given)
     places = [path] if beside is None else list(dict.fromkeys([path, beside / path, beside / path.name]))
-    found = [place for place in places if place.is_file()]
+    found = [place for place in places if is_file(place)]
     wrong = ""
     for place in found:
         try:

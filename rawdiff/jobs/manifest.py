@@ -23,6 +23,7 @@ from rawdiff.images import name_key, picture_name
 from rawdiff.jobs.request import Request
 from rawdiff.jobs.words import request_from_words
 from rawdiff.limits import MAX_SEED
+from rawdiff.paths import is_there
 from rawdiff.recipe import canonical
 
 __all__ = ["KEYS", "Item", "read_manifest"]
@@ -205,7 +206,7 @@ def _item(words: dict[str, Any], line: int, where: str, folder: Path) -> Item:
         return _inside(folder, path, where)
 
     try:
-        request = request_from_words(words, place=place, exists=lambda name: (folder / name).exists())
+        request = request_from_words(words, place=place, exists=lambda name: is_there(folder / name))
         if request.seed is None:
             request = replace(request, seed=_seed_of(words))
         request.check()

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from rawdiff import images
 from rawdiff.errors import UsageError
 from rawdiff.jobs.job import Drawn
+from rawdiff.paths import expanded, is_folder, is_there
 from rawdiff.say import Say
 
 __all__ = ["OUTPUT_FOLDER", "Output", "check_batch", "open_output", "stem_for"]
 
 MAX_BATCH = 256
+MAX_NAME_BYTES = 255
 OUTPUT_FOLDER = "output_images"
 
 
@@ -74,30 +77,34 @@ def open_output(out: str | Path | None, *, count: int = 1, overwrite: bool = Fal
     text = OUTPUT_FOLDER if out is None else str(out)
     if not text or "\0" in text:
         raise UsageError(f"out {text!r}: expected a folder, or a file that ends in .png")
-    path = Path(text).expanduser()
+    path = expanded(text)
+    if len(os.fsencode(path.name)) > MAX_NAME_BYTES:
+        raise UsageError(
+            f"out {text[:60]!r}...: the name is too long: expected at most {MAX_NAME_BYTES} bytes"
+        )
     suffix = path.suffix.lower()
-    if not path.is_dir():
+    if not is_folder(path):
         images.picture_name(path.name)
-    if suffix != ".png" or path.is_dir():
+    if suffix != ".png" or is_folder(path):
         if overwrite:
             raise UsageError(
                 "overwrite: goes with --out FILE.png; in a folder every picture has a name of its own"
             )
-        is_new = not path.exists()
+        is_new = not is_there(path)
         return Output(images.check_writable(path), is_new=is_new)
     if count != 1:
         raise UsageError(f"out {text}: one file for {count} pictures; expected a folder")
-    taken = path.exists() or path.is_symlink()
+    taken = is_there(path) or path.is_symlink()
     if taken and not overwrite:
         raise UsageError(f"{text}: exists already; choose another name, or --overwrite")
     stem = path.name[: -len(".png")]
     if (
         not taken
-        and path.parent.is_dir()
+        and is_folder(path.parent)
         and images.next_path(path.parent, stem).name.lower() != path.name.lower()
     ):
         raise UsageError(
             f"{text}: a file of that name but for case or accents exists already; choose another"
         )
-    is_new = not path.parent.exists()
+    is_new = not is_there(path.parent)
     return Output(images.check_writable(path.parent), path.name, overwrite, is_new)

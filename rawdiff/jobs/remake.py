@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rawdiff import recipe, weights
+from rawdiff import paths, recipe, weights
 from rawdiff.arguments import check_size_ids
 from rawdiff.conditions import SizeIds
 from rawdiff.errors import InputError, UsageError, WeightsError
@@ -115,9 +115,9 @@ def find_source(remake: Remake, source: Mapping[str, Any], what: str, option: st
     name, kind = str(source["name"]), source["kind"]
     if kind not in ("folder", "file"):
         return name
-    given = Path(name).expanduser()
+    given = paths.expanded(name)
     for place in (given, remake.path.parent / given):
-        if place.is_dir() if kind == "folder" else weights.is_file(place):
+        if paths.is_folder(place) if kind == "folder" else weights.is_file(place):
             return name if place == given else str(place)
     raise WeightsError(
         f"{remake.path}: {what} is a {kind}, {name}, and it is neither here nor beside the picture: name it with "
@@ -197,7 +197,7 @@ _CHANGES: dict[str, list[str]] = {
     "depth_invert": [r"controls\[\d+\]\.depth_invert"],
     "loras": [r"loras.*"],
     "embeddings": [r"embeddings.*"],
-    "syntax": ["syntax"],
+    "syntax": ["syntax", "prompt", r"loras.*"],  # which may read tags in the prompt
 }
 """What of a picture each word of a request may change."""
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from rawdiff.errors import UsageError
 from rawdiff.geometry import Size, check_size
 from rawdiff.jobs.extras import EmbeddingRequest, LoraRequest
-from rawdiff.limits import FITS, MAX_SEED, check_strength, check_text
+from rawdiff.limits import FITS, MAX_SEED, check_few, check_strength, check_text
 from rawdiff.syntax import PLAIN, check_syntax, take_all_tags
 
 __all__ = ["ControlRequest", "FileRequest", "Request"]
@@ -252,9 +253,15 @@ class Request:
         schedule = [name for name in ("steps", "timesteps", "sigmas") if getattr(self, name) is not None]
         if len(schedule) > 1:
             raise UsageError(f"{' and '.join(schedule)} were given: the schedule is set by one of them")
-        parts: list[Any] = [*self.resolved(), *(self.loras or ()), *(self.embeddings or ())]
-        for part in parts:
-            part.check()
+        added: dict[str, Sequence[Any]] = {
+            "controls": self.resolved(),
+            "loras": self.loras or (),
+            "embeddings": self.embeddings or (),
+        }
+        for what, parts in added.items():
+            check_few(what, parts)
+            for part in parts:
+                part.check()
         for name, file in (("image", self.image), ("mask", self.mask)):
             if file is not None:
                 file.check(name)

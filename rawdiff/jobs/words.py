@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from rawdiff.errors import UsageError
@@ -14,6 +13,7 @@ from rawdiff.geometry import parse_size
 from rawdiff.jobs.extras import EmbeddingRequest, LoraRequest
 from rawdiff.jobs.request import ControlRequest, FileRequest, Request
 from rawdiff.limits import is_name
+from rawdiff.paths import is_there
 
 __all__ = ["parse_control", "parse_embedding", "parse_lora", "parse_numbers", "request_from_words"]
 
@@ -25,7 +25,7 @@ _SCALED = re.compile(rf"(?P<path>.+)@(?P<scale>{_NUMBER})")
 
 
 def _exists(path: str) -> bool:
-    return "\0" not in path and Path(path).exists()
+    return is_there(path)
 
 
 def parse_control(text: str, exists: Callable[[str], bool] = _exists) -> ControlRequest:

@@ -13,6 +13,7 @@ that a picture is the same picture on another machine or from another folder.
 from __future__ import annotations
 
 from rawdiff.recipe.account import is_masked, of_model, of_picture, of_run, origin, tell, tool
+from rawdiff.recipe.fields import check_account
 from rawdiff.recipe.parameters import parse_parameters, write_parameters
 from rawdiff.recipe.schema import FORMAT, build, canonical, check, compare, differences, job_id, read
 
@@ -21,6 +22,7 @@ __all__ = [
     "build",
     "canonical",
     "check",
+    "check_account",
     "compare",
     "differences",
     "is_masked",

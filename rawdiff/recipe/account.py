@@ -149,19 +149,14 @@ def origin(
     embedding; and that the image was encoded in tiles, where it was.
     """
     vae = None if source.vae is None else {"name": str(source.vae), "kind": source.vae.kind}
-    extras: dict[str, Any] = {
-        "vae": vae,
-        "image": image,
-        "loras": list(loras),
-        "embeddings": list(embeddings),
-    }
-    extras |= TILED if tiled else {}
+    extras = {"vae": vae, "image": image, "loras": list(loras), "embeddings": list(embeddings)}
     return {
         "model": {"name": source.name, "kind": source.kind, "revision": source.revision},
         "sampler": sampler,
         "inputs": list(inputs),
         "nets": [None if net is None else {"name": str(net), "kind": net.kind} for net in nets],
         **{name: names for name, names in extras.items() if names},
+        **(TILED if tiled else {}),
     }
 
 

@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rawdiff.errors import InputError
+from rawdiff.limits import MAX_ADDED
 from rawdiff.syntax import PLAIN, SYNTAXES
 
 __all__ = [
+    "ACCOUNT",
     "CONTROL",
     "EMBEDDING",
     "LORA",
@@ -19,10 +21,9 @@ __all__ = [
     "PICTURE_EXTRAS",
     "SAMPLER",
     "belong",
+    "check_account",
     "check_fields",
 ]
-
-MAX_CONTROLS = 64
 
 Test = Callable[[Any], bool]
 
@@ -75,17 +76,28 @@ def _object(**tests: Test) -> Test:
     )
 
 
+def _holding(**tests: Test) -> Test:
+    """These at least."""
+    return lambda value: (
+        isinstance(value, dict) and all(key in value and test(value[key]) for key, test in tests.items())
+    )
+
+
+def _anything(value: Any) -> bool:
+    return True
+
+
 def _range(value: Any) -> bool:
     return value == "auto" or _several(_number, 2)(value)
 
 
 def _controls(value: Any) -> bool:
-    return isinstance(value, list) and len(value) <= MAX_CONTROLS
+    return isinstance(value, list) and len(value) <= MAX_ADDED
 
 
 def _some(test: Test) -> Test:
     """At least one: where there is none, the key is left out, so that a picture has one id."""
-    return lambda value: _several(test)(value) and 0 < len(value) <= MAX_CONTROLS
+    return lambda value: _several(test)(value) and 0 < len(value) <= MAX_ADDED
 
 
 def _size_ids(negative: Test) -> Test:
@@ -168,6 +180,41 @@ MADE_EXTRAS: dict[str, Test] = {
     "embeddings": _some(_text),
     "tiles": lambda value: value == "vae",
 }
+
+
+ACCOUNT: dict[str, Test] = {
+    **{name: PICTURE[name] for name in ("size", "rescale", "clip_skip", "guess", "weights", "noise", "hints", "dtype")},
+    "rawdiff": _text,
+    "model": _text,
+    "prompt": _several(_text),
+    "negative": _several(_text),
+    "seeds": _several(_whole),
+    "guidance": _several(_number),
+    "sampler": _holding(given=_text, name=_text),
+    "latents": _maybe(_digest),
+    "image": _maybe(_holding(mask=_maybe(_digest), strength=_number)),
+    "controls": _several(
+        _holding(
+            kind=_text, weight=_number, start=_number, end=_number, net=_maybe(_text), module=_flag,
+            weights=_maybe(_digests), sha256=_text, hint=_anything,
+        )
+    ),
+    "loras": _several(_holding(name=_text, scale=_number)),
+    "embeddings": _several(_mapping),
+    "syntax": _maybe(_text),
+    "repeats": _several(_text),
+}  # fmt: skip
+"""What the account of a whole run has, as a saved run holds it."""
+
+
+def check_account(found: Any, images: int, where: str) -> None:
+    """Raise InputError for what is no account of a run of so many pictures."""
+    check_fields(found, ACCOUNT, where, "recipe")
+    for name in ("prompt", "negative", "seeds", "guidance"):
+        if len(found[name]) != images:
+            raise InputError(
+                f"{where}: its recipe is no recipe: recipe.{name} has {len(found[name])} for {images} pictures"
+            )
 
 
 def belong(image: Mapping[str, Any] | None, names: Mapping[str, Any] | None) -> bool:

@@ -17,13 +17,14 @@ from rawdiff.errors import ResourceError, WeightsError
 from rawdiff.weights.renames import plan_names
 from rawdiff.weights.tensorfile import TensorFile
 
-__all__ = ["FLOAT_DTYPES", "fill", "plan_fill"]
+__all__ = ["FLOAT_DTYPES", "check_finite", "fill", "listed", "plan_fill"]
 
 FLOAT_DTYPES = ("F16", "BF16", "F32", "F64")
 """What a network's weight may be stored as; integers and fp8 need a scale that is not in the file."""
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Up to three names, quoted, and how many more there are."""
     shown = ", ".join(ascii(name) for name in names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
@@ -58,9 +59,9 @@ def plan_fill(
     missing = [spell(name) for name in wanted if name not in feeds]
     extra = tuple(map(spell, extra))
     if missing or extra:
-        parts = [f"{len(missing)} tensors missing ({_listed(missing)})"] if missing else []
+        parts = [f"{len(missing)} tensors missing ({listed(missing)})"] if missing else []
         parts += (
-            [f"{len(extra)} that {type(module).__name__} does not have ({_listed(extra)})"] if extra else []
+            [f"{len(extra)} that {type(module).__name__} does not have ({listed(extra)})"] if extra else []
         )
         raise WeightsError(f"{where}: {'; '.join(parts)}; expected exactly the tensors of its config")
     for target, name in feeds.items():
@@ -136,6 +137,6 @@ def _check_no_meta(module: nn.Module) -> None:
         left += [f"{path}.{k}" for k, v in vars(owner).items() if isinstance(v, Tensor) and v.is_meta]
     if left:
         raise WeightsError(
-            f"{type(module).__name__}: no values for {_listed(left)}; "
+            f"{type(module).__name__}: no values for {listed(left)}; "
             "this version of its library is not known here"
         )

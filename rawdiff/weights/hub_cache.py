@@ -26,6 +26,7 @@ from typing import Any
 
 from rawdiff import strict_json
 from rawdiff.errors import HubError
+from rawdiff.paths import expanded
 
 __all__ = ["COMMIT", "Remote", "RepositoryCache", "cache_root", "check_name", "git_sha1"]
 
@@ -46,9 +47,9 @@ class Remote:
 def cache_root() -> Path:
     """The folder of the shared cache: HF_HUB_CACHE, or HF_HOME/hub, or huggingface_hub's default."""
     if os.environ.get("HF_HUB_CACHE"):
-        return Path(os.environ["HF_HUB_CACHE"]).expanduser()
+        return expanded(os.environ["HF_HUB_CACHE"])
     if os.environ.get("HF_HOME"):
-        return Path(os.environ["HF_HOME"]).expanduser() / "hub"
+        return expanded(os.environ["HF_HOME"]) / "hub"
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)

@@ -18,7 +18,7 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,14 +27,14 @@ from torch import Tensor
 
 from rawdiff.errors import WeightsError
 from rawdiff.weights import digests
-from rawdiff.weights.fill import FLOAT_DTYPES, check_finite
+from rawdiff.weights.fill import FLOAT_DTYPES, check_finite, listed
 from rawdiff.weights.header import DTYPES
 from rawdiff.weights.lora_alpha import AlphaRules, config_beside, read_alphas
 from rawdiff.weights.lora_kinds import refuse_other_kinds, say_what_it_is
 from rawdiff.weights.sniff import open_checked, say_kind
 from rawdiff.weights.tensorfile import SafetensorsFile
 
-__all__ = ["Factors", "Lora", "listed", "read_lora"]
+__all__ = ["Factors", "Lora", "read_lora"]
 
 _KEY = re.compile(
     r"(?P<name>.+?)"
@@ -123,12 +123,6 @@ def read_lora(path: str | Path) -> Lora:
     if digests.sha256(path) != digest:
         raise WeightsError(f"{path}: changed while it was read; run again when it is complete")
     return Lora(path, digest, factors, file.metadata, config)
-
-
-def listed(names: Sequence[str]) -> str:
-    """Up to three names, quoted, and how many more there are."""
-    shown = ", ".join(ascii(name) for name in names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
 def _open(path: Path) -> SafetensorsFile:

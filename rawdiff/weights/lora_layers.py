@@ -23,7 +23,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from rawdiff.errors import WeightsError
-from rawdiff.weights.lora import Factors, Lora, listed
+from rawdiff.weights.fill import listed
+from rawdiff.weights.lora import Factors, Lora
 from rawdiff.weights.original import Names, places
 
 __all__ = ["Layer", "Layers", "original_names"]

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rawdiff import paths
 from rawdiff.errors import UsageError, WeightsError
 from rawdiff.weights import registry
 from rawdiff.weights.choose import TOKENIZER_FILES, read_json
@@ -56,10 +57,10 @@ def split_options(text: str) -> tuple[str, Options | None]:
     Raises UsageError for an option that is unknown.
     """
     name, given = text, ""
-    while not Path(name).expanduser().exists() and "#" in name:  # a # may be part of the name
+    while not paths.is_there(paths.expanded(name)) and "#" in name:  # a # may be part of the name
         name, _, last = name.rpartition("#")
         given = f"#{last}{given}"
-    if not given or not Path(name).expanduser().is_file():
+    if not given or not paths.is_file(paths.expanded(name)):
         return text, None
     chosen: dict[str, Any] = {}
     for option in given[1:].split("#"):
@@ -69,8 +70,8 @@ def split_options(text: str) -> tuple[str, Options | None]:
             chosen["prediction"] = option
         elif option in _NAMES:
             chosen["family"] = option
-        elif option.startswith("config=") and Path(option[7:]).expanduser().is_dir():
-            chosen["configs"] = Path(option[7:]).expanduser().resolve()
+        elif option.startswith("config=") and paths.is_folder(paths.expanded(option[7:])):
+            chosen["configs"] = paths.expanded(option[7:]).resolve()
         else:
             known = ", ".join(("ema", *_PREDICTIONS, *_NAMES, "config=FOLDER"))
             raise UsageError(f"{name}: unknown option #{option[:80]}; expected one of {known}")
@@ -79,7 +80,7 @@ def split_options(text: str) -> tuple[str, Options | None]:
 
 def is_file(path: Path) -> bool:
     """Whether this names a file that is there, options or not."""
-    return path.is_file() or split_options(str(path))[1] is not None
+    return paths.is_file(path) or split_options(str(path))[1] is not None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from rawdiff import paths
 from rawdiff.errors import HubError, UsageError, WeightsError
 from rawdiff.say import Say, say_nothing
 from rawdiff.weights import merge, registry
@@ -149,10 +150,10 @@ def open_source(
         found = [(open_source(name, offline=offline, hub=hub, say=say), w) for name, w in merge.parse(text)]
         return replace(found[0][0], name=text, kind="merge", merged=tuple(found))
     text, options = split_options(text)
-    path = Path(text).expanduser()
-    if path.is_dir():
+    path = paths.expanded(text)
+    if paths.is_folder(path):
         return _folder(text, path.resolve(), "folder")
-    if path.exists():
+    if paths.is_there(path):
         return _file(str(source), path.absolute(), options, say)
     known = registry.find(text) if isinstance(source, str) else None
     if known is None and (isinstance(source, Path) or _is_path_like(text)):

@@ -159,9 +159,8 @@ def _records(
 ) -> dict[int, int]:
     """Size of each record by the place of its first byte; raises WeightsError for what `torch.save` never writes."""
     names = _SAFE_NAMES | {f"{one.__module__} {one.__qualname__}" for one in known}
-    names |= {
-        name.replace("builtins", "__builtin__") for name in names
-    }  # as Python 2 called it, and pickles do
+    # As Python 2 called the module, and pickles still do.
+    names |= {name.replace("builtins", "__builtin__") for name in names}
 
     def check() -> dict[int, int]:
         with os.fdopen(os.dup(descriptor), "rb") as file, zipfile.ZipFile(file) as archive:
