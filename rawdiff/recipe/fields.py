@@ -203,13 +203,16 @@ ACCOUNT: dict[str, Test] = {
     "embeddings": _several(_mapping),
     "syntax": _maybe(_text),
     "repeats": _several(_text),
+    **{name: _maybe(PICTURE_EXTRAS[name]) for name in ("guidance_end", "size_ids", "zeros")},
 }  # fmt: skip
 """What the account of a whole run has, as a saved run holds it."""
+ACCOUNT_EXTRAS = {"merge": PICTURE_EXTRAS["merge"]}
+"""What it has only where there is any of it."""
 
 
 def check_account(found: Any, images: int, where: str) -> None:
     """Raise InputError for what is no account of a run of so many pictures."""
-    check_fields(found, ACCOUNT, where, "recipe")
+    check_fields(found, ACCOUNT, where, "recipe", ACCOUNT_EXTRAS)
     for name in ("prompt", "negative", "seeds", "guidance"):
         if len(found[name]) != images:
             raise InputError(
