@@ -156,7 +156,7 @@ def test_the_vae_both_ways_and_in_tiles(store: Store) -> None:
     assert ours.compilations == 4
     options: dict[str, Any] = {"say": silent, "probe": NO_PROBE}
     z = randn(2, 4, 6, 5)
-    found = run_vae(DECODE, vae, z, (48, 40), runner=ours, **options)
+    found, _ = run_vae(DECODE, vae, z, (48, 40), runner=ours, **options)
     assert error(found, calls.DecodePicture(vae)(z)) <= STEP
 
 
