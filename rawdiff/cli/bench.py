@@ -54,6 +54,7 @@ def bench(
     eta: drawing.Eta = None,
     model: options.ModelName = None,
     net: options.Nets = None,
+    vae: options.Vae = None,
     lora: drawing.Loras = None,
     embedding: drawing.Embeddings = None,
     revision: options.Revision = None,
@@ -103,7 +104,7 @@ def bench(
     """
     words = drawing.words_of(locals())
     where: dict[str, Any] = {"model": model, "revision": revision, "device": device, "dtype": dtype}
-    where |= {"speed": speed, "memory": memory}
+    where |= {"speed": speed, "memory": memory, "vae": vae}
     console = options.console_of(context)
     request = complete(request_from_words(words), console).check()
 

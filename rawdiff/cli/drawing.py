@@ -172,8 +172,8 @@ Syntax = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="plain: all is text; or a1111: (word:1.2), \\[a:b:0.5], BREAK, <lora:name:0.8>, any length. See rawdiff "
-        "prompt.",
+        help="plain: all is text; or a1111: (word:1.2), \\[from:to:0.5], BREAK, <lora:name:0.8>, any length. "
+        "See rawdiff prompt.",
         rich_help_panel=WORDS,
     ),
 ]

@@ -98,7 +98,7 @@ def plan_fit(shape: Size, size: Size, fit: Fit = None) -> Placement:
         return Placement(everything, inner, offset, size, "padded")
     raise InputError(
         f"a map of {format_size(shape)} has another aspect than the picture's {format_size(size)}: "
-        "choose a size of the map's aspect, or fit it by crop, pad or stretch"
+        "choose a size of the map's aspect, or fit it (--fit) by crop, pad or stretch"
     )
 
 

@@ -127,7 +127,7 @@ def bottleneck(warm: Sequence[Part], cold: Cold) -> str:
     whole = cold.tree["total_ms"]
     return (
         f"{said}; a cold process takes {whole / 1e3:.1f} s for it, {before / 1e3:.1f} of them ({before / whole:.0%}) "
-        f"before the first step, most of that for {first.name} ({first.ms / 1e3:.1f} s)."
+        f"before the first step, most of all for {first.name} ({first.ms / 1e3:.1f} s)."
     )
 
 
