@@ -250,6 +250,7 @@ def test_words() -> None:
     assert parse("merge:a@0.6+b@0.4") == [("a", 0.6), ("b", 0.4)]
     assert parse("merge:a@.5+b@5e-1") == [("a", 0.5), ("b", 0.5)]
     assert parse("merge:a+b@2#ema@0.5+c@d@0.5") == [("a+b@2#ema", 0.5), ("c@d", 0.5)]
+    assert parse("merge:models@v2+x/a@0.6+b@0.4") == [("models@v2+x/a", 0.6), ("b", 0.4)]
     assert parse("merge:a@0.7+b@0.5=1.2") == [("a", 0.7), ("b", 0.5)]
     assert parse("merge:a@1+b@1+c@-1") == [("a", 1.0), ("b", 1.0), ("c", -1.0)]
 

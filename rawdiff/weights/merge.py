@@ -71,13 +71,12 @@ def parse(text: str) -> list[tuple[str, float]]:
             )
         found.append((match["source"], float(match["weight"])))
         place = match.end()
-    for source, _ in found:
-        if "@" in source and "+" in source.rpartition("@")[2]:
-            raise UsageError(
-                f"model {text[:120]!a}: {source.rpartition('@')[2].partition('+')[0][:60]!a} is no weight; "
-                f"expected SOURCE@WEIGHT, {example}"
-            )
     if terms.endswith("+") or len(found) < 2:
+        odd = re.search(r"@([^@]*?)\+", found[0][0]) if len(found) == 1 else None
+        if odd is not None:  # a source may hold @ and +, but then there is one only
+            raise UsageError(
+                f"model {text[:120]!a}: {odd[1][:60]!a} is no weight; expected SOURCE@WEIGHT, {example}"
+            )
         raise UsageError(f"model {text[:120]!a}: expected two sources or more with a + between, {example}")
     if any(source.startswith(PREFIX) for source, _ in found):
         raise UsageError(
