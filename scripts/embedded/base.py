@@ -209,7 +209,7 @@ def main() -> None:
         plan = mix(args.native) if mixed else NATIVE
         batches = Batches(plan, load_vae(device), load_tokenizer(), device, seed, team.rank)
         objective = Objective(live, device, early=args.early)
-        told = Captions(seed * 64 + team.rank, device)
+        told = Captions(batches.banks[0].scenes, seed * 64 + team.rank, device)
 
         def step(index: int) -> tuple[Tensor, int]:
             x0, tokens, hint, inside = batches.draw()

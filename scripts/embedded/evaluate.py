@@ -146,7 +146,8 @@ def main() -> None:
     }
     model = rawdiff.load(**loading)  # whose VAE is measured by torch
     loading |= {} if args.backend is None else {"backend": args.backend}
-    drawing = model if args.backend is None else rawdiff.load(**loading)
+    alone = args.processes == 1  # else each process loads its own
+    drawing = rawdiff.load(**loading) if alone and args.backend is not None else model
     shared: dict[str, Any] = {"processes": args.processes, "loading": loading}
     paint = Painter(drawing, args.steps, args.guidance, args.sampler, **shared)
     if args.sheet is not None:

@@ -98,10 +98,10 @@ def right(said: dict[str, Tensor], true: dict[str, Tensor]) -> dict[str, float]:
 
 
 class Captions:
-    """Scenes drawn anew, described and tokenized."""
+    """Scenes, described anew each time and tokenized."""
 
-    def __init__(self, seed: int, device: torch.device) -> None:
-        self.scenes = sample_scenes(20_000, seed, (128, 128))
+    def __init__(self, scenes: Scenes, seed: int, device: torch.device) -> None:
+        self.scenes = scenes
         self.g, self.rng = torch.Generator().manual_seed(seed), random.Random(seed)
         self.tokenizer, self.device = load_tokenizer(), device
 
@@ -134,7 +134,10 @@ def main() -> None:
     parameters = [*encoder.parameters(), *questions.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=args.rate, betas=(0.9, 0.99), weight_decay=0.01)
     average = Average(parameters, 0.995)
-    source, held = Captions(args.seed, device), Captions(args.seed + 1_000_000, device)
+    source, held = (
+        Captions(sample_scenes(20_000, seed, (128, 128)), seed, device)
+        for seed in (args.seed, args.seed + 1_000_000)
+    )
     progress, index = Progress("words", args.minutes), 0
     while (done := progress.done) < 1:
         tokens, true = source.draw(args.batch)
