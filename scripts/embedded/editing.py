@@ -13,9 +13,9 @@ from scripts.embedded.captions import caption, shuffled
 from scripts.embedded.inversion import WORD, lime_scenes
 from scripts.embedded.judges import CLASSES, judge, load_judge
 from scripts.embedded.looks import LOOKS, draw
-from scripts.embedded.painting import Painter, pixels, round_trip, true_renders
+from scripts.embedded.painting import Painter, pixels, true_renders
 from scripts.embedded.palette import COLOURS
-from scripts.embedded.steering import NATIVE, Row, Study, scene, silhouettes
+from scripts.embedded.steering import NATIVE, Row, Scene, Study, scene, silhouettes
 
 __all__ = ["STUDIES"]
 
@@ -29,7 +29,7 @@ def _grown(mask: Tensor, pixels: int) -> Tensor:
     return F.max_pool2d(mask[:, None].float(), 2 * pixels + 1, 1, pixels)[:, 0] > 0.5
 
 
-def inpaint(paint: Painter, count: int, seed: int) -> list[Row]:
+def inpaint(paint: Painter, count: int, falling: int, seed: int) -> list[Row]:
     """One object of each render is masked and asked for in another colour: is it there, and is the rest untouched?"""
     held = scene(count, seed)
     rng = random.Random(seed)
@@ -45,20 +45,20 @@ def inpaint(paint: Painter, count: int, seed: int) -> list[Row]:
     prompts = [caption(changed, b, rng) for b in range(count)]
     mask = _grown(held.true.ids == torch.tensor(chosen)[:, None, None], GROW)
     away = ~_grown(mask, FAR)[:, None].expand(-1, 3, -1, -1)
-    decoded = round_trip(paint.model.vae, held.true.picture)
+    decoded = paint.round_trip(held.true.picture)
 
     def row(name: str, picture: Tensor) -> Row:
         reading = metrics.read_colours(picture)
-        right = 0
-        for b in range(count):
+        right, number = 0, len(picture)
+        for b in range(number):
             seen = torch.bincount(reading.colour[b][mask[b] & reading.solid[b]], minlength=len(COLOURS))
             enough = int(seen.sum()) >= 0.25 * int(mask[b].sum())
             right += int(enough and int(seen.argmax()) == asked[b])
-        off = (picture - decoded)[away].square().mean()
+        off = (picture - decoded[:number])[away[:number]].square().mean()
         return Row(
             name,
             {
-                "asked object inside": right / count,
+                "asked object inside": right / number,
                 "outside, dB": float(-10 * torch.log10(off.clamp(min=1e-10))),
             },
             picture,
@@ -66,19 +66,19 @@ def inpaint(paint: Painter, count: int, seed: int) -> list[Row]:
 
     images = [pixels(p) for p in held.true.picture]
     given = {"image": images, "mask": [m.float() for m in mask], "paste": False}
+    few = Scene(changed, prompts, held.true).first(falling)
+    astray = few.named("inpainted, shuffled prompts", count)
+    nothing = few.named("neither picture nor mask", count)
     return [
         row("the original", held.true.picture),
         row("true renders of what is asked", true_renders(changed, NATIVE).picture),
         row("inpainted", paint(prompts, NATIVE, "inpainted", **given)),
-        row(
-            "inpainted, shuffled prompts",
-            paint(shuffled(prompts), NATIVE, "inpainted, shuffled prompts", **given),
-        ),
-        row("neither picture nor mask", paint(prompts, NATIVE, "neither picture nor mask")),
+        row(astray, paint(shuffled(few.prompts), NATIVE, astray, **given)),
+        row(nothing, paint(few.prompts, NATIVE, nothing)),
     ]
 
 
-def lora(paint: Painter, count: int, seed: int) -> list[Row]:
+def lora(paint: Painter, count: int, falling: int, seed: int) -> list[Row]:
     """Each LoRA at 0, 0.5 and 1, depth given: the share of pictures of its look, and what they show."""
     net, held_out = load_judge("look")
     held = scene(count, seed)
@@ -99,7 +99,7 @@ def lora(paint: Painter, count: int, seed: int) -> list[Row]:
     return rows
 
 
-def embedding(paint: Painter, count: int, seed: int) -> list[Row]:
+def embedding(paint: Painter, count: int, falling: int, seed: int) -> list[Row]:
     """Prompts that name the learned colour, with its embedding and without: is the object nearest to that colour?"""
     true, prompts = lime_scenes(count, seed)
     calibration = lime_scenes(60, 660_777)[0].picture
@@ -113,6 +113,8 @@ def embedding(paint: Painter, count: int, seed: int) -> list[Row]:
             name, {"nearest to lime": float(((seen @ known.T).argmax(1) == 0).float().mean())}, picture
         )
 
+    less = f", {falling} scenes" if falling < count else ""
+    without = f"the word without it{less}"
     other = [p.replace(WORD, "yellow") for p in prompts]
     depth = list(true.disparity[:, 0])
     return [
@@ -121,8 +123,8 @@ def embedding(paint: Painter, count: int, seed: int) -> list[Row]:
             "with the embedding",
             paint(prompts, NATIVE, "with the embedding", embeddings=(WORD,), depth=depth),
         ),
-        row("the word without it", paint(prompts, NATIVE, "the word without it", depth=depth)),
-        row("yellow instead", paint(other, NATIVE, "yellow instead", depth=depth)),
+        row(without, paint(prompts[:falling], NATIVE, without, depth=depth)),
+        row(f"yellow instead{less}", paint(other[:falling], NATIVE, "yellow instead", depth=depth)),
     ]
 
 

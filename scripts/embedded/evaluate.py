@@ -14,16 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 
-import rawdiff
 from rawdiff.geometry import format_size, parse_size
 from scripts.embedded import metrics
 from scripts.embedded.captions import captions, shuffled
-from scripts.embedded.painting import Painter, round_trip, true_renders
-from scripts.embedded.training import default_device, sheet
+from scripts.embedded.painting import Painter, add_arguments, painter
+from scripts.embedded.training import sheet
 from scripts.embedded.world import sample_scenes
 
 UNSEEN_SEED = 770_000
@@ -40,7 +38,6 @@ ROWS = ("with depth", "depth left out", "shuffled prompts")
 
 
 def evaluate(
-    model: Any,
     paint: Painter,
     count: int,
     size: tuple[int, int],
@@ -55,8 +52,8 @@ def evaluate(
     seed = UNSEEN_SEED + size[0] * 10_000 + size[1]
     scenes = sample_scenes(count, seed, size)
     prompts = captions(scenes, seed)
-    true = true_renders(scenes, size)
-    decoded = round_trip(model.vae, true.picture)
+    true = paint.renders(scenes, size)
+    decoded = paint.round_trip(true.picture)
     name = format_size(size)
     rows = {
         "true renders": metrics.scores(true.picture, scenes, true.ids),
@@ -102,13 +99,13 @@ def _cell(column: str, values: dict[str, float]) -> str:
     return f"{values[column]:.2f}" if column.endswith("dB") or "IoU" in column else f"{values[column]:.1%}"
 
 
-def look(model: Any, paint: Painter, path: Path) -> None:
+def look(paint: Painter, net: bool, path: Path) -> None:
     """A quick sheet: eight native pictures by text alone, eight with depth under their true renders."""
     scenes = sample_scenes(8, UNSEEN_SEED, (128, 128))
     prompts = captions(scenes, UNSEEN_SEED)
-    true = true_renders(scenes, (128, 128))
+    true = paint.renders(scenes, (128, 128))
     rows = [true.picture, paint(prompts, (128, 128), "text alone")]
-    if model.controls:
+    if net:
         rows.append(paint(prompts, (128, 128), "with depth", depth=list(true.disparity[:, 0])))
     sheet(torch.cat(rows), 8, path, 2)
 
@@ -117,41 +114,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default=None, help="a model folder; the embedded model without it")
+    add_arguments(parser)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--falling", type=int, default=None, help="scenes of the rows that must fall")
     parser.add_argument("--sizes", nargs="+", default=["128x128", "768x512"])
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=None)
-    parser.add_argument("--sampler", default=None)
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--backend", default=None, choices=("torch", "openvino"))
-    parser.add_argument(
-        "--processes", type=int, default=1, help="that paint side by side, of one thread each"
-    )
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, help="only these of the rows")
     parser.add_argument("--out", type=Path, default=None, help="a folder for contact sheets")
     parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--sheet", type=Path, default=None, help="only a quick sheet of samples")
     args = parser.parse_args()
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    has_net = args.model is None or (Path(args.model) / "controlnet_depth").is_dir()
-    loading = {
-        "source": args.model,
-        "controls": ["depth"] if has_net else [],
-        "device": str(default_device()),
-        "dtype": getattr(torch, args.dtype),
-    }
-    model = rawdiff.load(**loading)  # whose VAE is measured by torch
-    loading |= {} if args.backend is None else {"backend": args.backend}
-    alone = args.processes == 1  # else each process loads its own
-    drawing = rawdiff.load(**loading) if alone and args.backend is not None else model
-    shared: dict[str, Any] = {"processes": args.processes, "loading": loading}
-    paint = Painter(drawing, args.steps, args.guidance, args.sampler, **shared)
+    paint = painter(args)
     if args.sheet is not None:
-        look(model, paint, args.sheet)
+        look(paint, args.model is None or (Path(args.model) / "controlnet_depth").is_dir(), args.sheet)
         return
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
@@ -159,8 +133,8 @@ def main() -> None:
     for text in args.sizes:
         size = parse_size(text)
         native = size == (128, 128)
-        table[text] = evaluate(model, paint, args.count, size, args.rows, args.out, args.falling)
-        how = args.dtype if args.backend is None else f"{args.dtype} by {args.backend}"
+        table[text] = evaluate(paint, args.count, size, args.rows, args.out, args.falling)
+        how = f"{args.dtype} by {args.backend}"
         title = f"{text}: {args.count} scenes, {args.steps} steps, {how}"
         print_table(title, table[text], 0 if native else 1)
     if args.json is not None:

@@ -16,11 +16,10 @@ from pathlib import Path
 
 import torch
 
-import rawdiff
 from scripts.embedded import editing, steering
-from scripts.embedded.painting import Painter
+from scripts.embedded.painting import add_arguments, painter
 from scripts.embedded.steering import Row
-from scripts.embedded.training import default_device, sheet
+from scripts.embedded.training import sheet
 
 STUDIES = steering.STUDIES | editing.STUDIES
 UNSEEN_SEED = 771_000
@@ -64,25 +63,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("studies", nargs="*", choices=[*STUDIES, []], default=[])
-    parser.add_argument("--model", default=None, help="a model folder; the embedded model without it")
     parser.add_argument("--count", type=int, default=None, help="scenes a row; 200, of negative 400")
+    parser.add_argument("--falling", type=int, default=None, help="scenes of the rows that must fall")
     parser.add_argument("--seed", type=int, default=UNSEEN_SEED)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=None)
-    parser.add_argument("--sampler", default=None)
-    parser.add_argument("--threads", type=int, default=None)
+    add_arguments(parser)
     parser.add_argument("--out", type=Path, default=None, help="a folder for contact sheets")
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    model = rawdiff.load(args.model, device=str(default_device()), dtype=torch.float32)
-    paint = Painter(model, args.steps, args.guidance, args.sampler)
+    paint = painter(args)
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
     tables = {}
     for name in args.studies or STUDIES:
-        rows = STUDIES[name](paint, args.count or COUNTS.get(name, 200), args.seed)
+        count = args.count or COUNTS.get(name, 200)
+        rows = STUDIES[name](paint, count, min(count, args.falling or count), args.seed)
         print_table(name, rows)
         tables[name] = {row.name: row.values for row in rows}
         shown = [row.picture[:8] for row in rows if row.picture is not None]

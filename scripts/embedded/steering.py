@@ -6,7 +6,7 @@ Each study makes its rows: a name and what was measured. `features.py` prints th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -43,8 +43,8 @@ class Row:
     picture: Tensor | None = None  # [B,3,H,W] in 0..1
 
 
-Study = Callable[[Painter, int, int], list[Row]]
-"""A painter, how many scenes, their seed -> the rows."""
+Study = Callable[[Painter, int, int, int], list[Row]]
+"""A painter, how many scenes, how many of them for the rows that must fall, the scenes' seed -> the rows."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,16 @@ class Scene:
 
     def maps(self) -> list[Tensor]:
         return list(self.true.disparity[:, 0])
+
+    def first(self, count: int) -> Scene:
+        """The first of them; `named` says how many a row has."""
+        true = Renders(*(getattr(self.true, f.name)[:count] for f in fields(Renders)))
+        return Scene(self.scenes[:count], self.prompts[:count], true)
+
+    def named(self, row: str, count: int) -> str:
+        """A row's name, with the number of its scenes where the table has `count`."""
+        number = len(self.prompts)
+        return row if number == count else f"{row}, {number} scenes"
 
 
 def scene(count: int, seed: int, single: bool = False, size: tuple[int, int] = NATIVE) -> Scene:
@@ -73,22 +83,22 @@ def silhouettes(picture: Tensor, held: Scene) -> dict[str, float]:
     return {name: found[name] for name in OUTLINES}
 
 
-def shape(paint: Painter, count: int, seed: int) -> list[Row]:
+def shape(paint: Painter, count: int, falling: int, seed: int) -> list[Row]:
     """Is the shape that the prompt names the shape that a classifier sees? Text alone, one object."""
     net, held_out = load_judge("shape")
     held = scene(count, seed, single=True)
+    few = held.first(falling)
 
     def row(name: str, picture: Tensor) -> Row:
-        seen = judge(net, picture)
-        return Row(
-            name, {"shape recognised": float((seen == held.scenes.kind[:, 0]).float().mean())}, picture
-        )
+        right = judge(net, picture) == held.scenes.kind[: len(picture), 0]
+        return Row(name, {"shape recognised": float(right.float().mean())}, picture)
 
+    astray = paint(shuffled(few.prompts), NATIVE, "shape: shuffled prompts")
     return [
         Row("classifier, renders held out", {"shape recognised": held_out}),
         row("true renders", held.true.picture),
         row("text alone", paint(held.prompts, NATIVE, "shape: text alone")),
-        row("shuffled prompts", paint(shuffled(held.prompts), NATIVE, "shape: shuffled prompts")),
+        row(few.named("shuffled prompts", count), astray),
     ]
 
 
@@ -108,27 +118,28 @@ def _steered(
     return paint(prompts or held.prompts, NATIVE, what, controls=controls)
 
 
-def outlines(paint: Painter, count: int, seed: int) -> list[Row]:
+def outlines(paint: Painter, count: int, falling: int, seed: int) -> list[Row]:
     """Canny alone, normal alone, all three nets at a third each, and all but one of them."""
     held = scene(count, seed)
+    few = held.first(falling)
     rows = [Row("true renders", silhouettes(held.true.picture, held), held.true.picture)]
 
-    def add(name: str, weights: dict[str, float], prompts: list[str] | None = None) -> Tensor:
-        picture = _steered(paint, held, weights, name, prompts)
-        rows.append(Row(name, silhouettes(picture, held), picture))
+    def add(of: Scene, name: str, weights: dict[str, float], prompts: list[str] | None = None) -> Tensor:
+        picture = _steered(paint, of, weights, name, prompts)
+        rows.append(Row(of.named(name, count), silhouettes(picture, of), picture))
         return picture
 
-    add("depth alone", {"depth": 1.0})
+    add(held, "depth alone", {"depth": 1.0})
     for kind in ("canny", "normal"):
-        add(f"{kind} alone", {kind: 1.0})
-        add(f"{kind} alone, shuffled prompts", {kind: 1.0}, shuffled(held.prompts))
+        add(held, f"{kind} alone", {kind: 1.0})
+        add(few, f"{kind} alone, shuffled prompts", {kind: 1.0}, shuffled(few.prompts))
     thirds = {"depth": THIRD, "normal": THIRD, "canny": THIRD}
-    together = add("three nets, a third each", thirds)
+    together = add(held, "three nets, a third each", thirds)
     for kind in thirds:
-        less = add(f"without {kind}", {k: w for k, w in thirds.items() if k != kind})
-        rows[-1].values["grey levels from three"] = float((less - together).abs().mean() * 255)
-    none = paint(held.prompts, NATIVE, "no net")
-    rows.append(Row("no net", silhouettes(none, held), none))
+        less = add(few, f"without {kind}", {k: w for k, w in thirds.items() if k != kind})
+        rows[-1].values["grey levels from three"] = float((less - together[: len(less)]).abs().mean() * 255)
+    none = paint(few.prompts, NATIVE, "no net")
+    rows.append(Row(few.named("no net", count), silhouettes(none, few), none))
     return rows
 
 
@@ -142,7 +153,7 @@ def _open_prompts(held: Scene) -> list[str]:
     return prompts
 
 
-def negative(paint: Painter, count: int, seed: int) -> list[Row]:
+def negative(paint: Painter, count: int, falling: int, seed: int) -> list[Row]:
     """How often a colour is seen where the prompt leaves the colour open, and with that colour as negative prompt."""
     count = max(8, count - count % 8)
     held = scene(count, seed)
@@ -174,7 +185,7 @@ def negative(paint: Painter, count: int, seed: int) -> list[Row]:
     ]
 
 
-def guidance(paint: Painter, count: int, seed: int) -> list[Row]:
+def guidance(paint: Painter, count: int, falling: int, seed: int) -> list[Row]:
     """Saturation (mean Oklab chroma) and agreement with the prompt at several guidance scales, depth given."""
     held = scene(count, seed)
     rows = []
@@ -187,7 +198,7 @@ def guidance(paint: Painter, count: int, seed: int) -> list[Row]:
     return rows
 
 
-def sizes(paint: Painter, count: int, seed: int) -> list[Row]:
+def sizes(paint: Painter, count: int, falling: int, seed: int) -> list[Row]:
     """Where the model holds together: sizes about the native area by text alone, others with depth.
 
     Of sizes that take longer there are fewer scenes: as many pixels as `count` native pictures have, at least 8 scenes.
