@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from rawdiff import weights
 from rawdiff.errors import ResourceError, UsageError, WeightsError
 from rawdiff.weights import build, fill, renames
+from rawdiff.weights.tensorfile import open_tensors
 from tests.small_models import small_controlnet, small_folder, small_text_encoder, small_unet, small_vae
 
 LOADERS: dict[str, Callable[..., Any]] = {
@@ -192,6 +193,32 @@ def test_a_value_too_large_for_fp16_is_said() -> None:
         fill.fill(module, feeds, torch.device("cpu"), torch.float16)
     fill.fill(module, feeds, torch.device("cpu"), torch.bfloat16)
     assert float(module.weight[0, 1]) == 999424.0
+
+
+HALVES = [(torch.float16, torch.bfloat16), (torch.bfloat16, torch.float16), (torch.float16, torch.float32)]
+
+
+@pytest.mark.parametrize(("stored", "wanted"), HALVES, ids=str)
+def test_a_tensor_of_several_blocks_is_converted_to_the_bit(
+    tmp_path: Path, stored: torch.dtype, wanted: torch.dtype
+) -> None:
+    shape = (1030, 521)
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(stored)
+    module = nn.Linear(*reversed(shape), bias=False, device="meta")
+    save_file({"weight": values}, tmp_path / "a.safetensors")
+    file = open_tensors(tmp_path / "a.safetensors")
+    fill.fill(module, {"weight": (file, "weight")}, torch.device("cpu"), wanted)
+    assert torch.equal(module.weight, values.to(wanted))
+    assert module.weight.dtype == wanted
+    values[-1, -1] = float("nan")
+    save_file({"weight": values}, tmp_path / "b.safetensors")
+    with pytest.raises(WeightsError, match="'weight' holds NaN; the file is damaged"):
+        fill.fill(
+            module,
+            {"weight": (open_tensors(tmp_path / "b.safetensors"), "weight")},
+            torch.device("cpu"),
+            wanted,
+        )
 
 
 @pytest.mark.parametrize("loader", ["unet", "controlnet_depth"])

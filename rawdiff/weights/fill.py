@@ -2,11 +2,12 @@
 
 Names, shapes and dtypes are compared first, from headers alone, so that a wrong file costs no reading. Then
 each tensor is read, checked for NaN and Inf, moved to device and dtype and assigned, one at a time: the peak
-is the network plus one tensor.
+is the network plus one tensor, or a block of one where its dtype changes on a CPU.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -21,6 +22,8 @@ __all__ = ["FLOAT_DTYPES", "check_finite", "fill", "listed", "plan_fill"]
 
 FLOAT_DTYPES = ("F16", "BF16", "F32", "F64")
 """What a network's weight may be stored as; integers and fp8 need a scale that is not in the file."""
+_BLOCK = 2**18
+"""Values read and converted at a time: few enough to stay in a core's cache, and in memory that is used again."""
 
 
 def listed(names: Sequence[str]) -> str:
@@ -88,23 +91,62 @@ def fill(
 
     Raises WeightsError (NaN, Inf, a value too large for `dtype`) and ResourceError (memory).
     """
+    shapes = {name: tensor.shape for name, tensor in _tensors(module).items()}
     ready: dict[str, Tensor] = {}
     for target, (file, name) in feeds.items():
-        tensor, key = file.read(name), file.key(name)
-        check_finite(tensor, file.path, key)
         try:
-            moved = tensor.to(device=device, dtype=dtype)
+            ready[target] = _read((file, name), shapes[target], device, dtype)
         except RuntimeError as error:  # out of memory among them
             reason = " ".join(str(error).split())[:120]
-            raise ResourceError(f"{file.path}: {key!a} does not go to {device} ({reason})") from error
-        if torch.finfo(dtype).max < torch.finfo(tensor.dtype).max:
-            check_finite(moved, file.path, key, f" in {str(dtype).removeprefix('torch.')}; use fp32 or bf16")
-        ready[target] = moved
-        del tensor, moved  # or they would be held while the next is read
+            raise ResourceError(
+                f"{file.path}: {file.key(name)!a} does not go to {device} ({reason})"
+            ) from error
     module.load_state_dict(ready, strict=True, assign=True)
     _fill_buffers(module, device)
     _check_no_meta(module)
     return module.eval().requires_grad_(False)
+
+
+def _read(
+    feed: tuple[TensorFile, str], shape: Sequence[int], device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """A tensor of a file on `device` as `dtype`.
+
+    Where a CPU changes the dtype, block after block: a whole tensor as it is in the file would be new memory, and
+    its pages take longer to come by than its values to convert.
+    """
+    file, name = feed
+    rows = shape[0] if shape else 0
+    step = _BLOCK * rows // max(1, math.prod(shape)) or 1
+    if device.type == "cpu" and step < rows:
+        piece = file.read(name, (0, step))
+        if piece.dtype != dtype:
+            made = torch.empty(tuple(shape), dtype=dtype)
+            _convert(piece, made[:step], feed)
+            for first in range(step, rows, step):
+                end = min(first + step, rows)
+                _convert(file.read(name, (first, end)), made[first:end], feed)
+            return made
+    tensor = file.read(name)
+    if tensor.dtype == dtype and device.type == "cpu":
+        check_finite(tensor, file.path, file.key(name))
+        return tensor
+    return _convert(tensor, torch.empty(tensor.shape, dtype=dtype, device=device), feed)
+
+
+def _convert(tensor: Tensor, target: Tensor, feed: tuple[TensorFile, str]) -> Tensor:
+    """`target`, filled with what was read, checked before and after.
+
+    On a CPU from fp16 to bf16 by way of fp32, with the same bits: torch converts the one to the other a value at a
+    time there, and four times as slowly.
+    """
+    path, key = feed[0].path, feed[0].key(feed[1])
+    check_finite(tensor, path, key)
+    by_way = target.device.type == "cpu" and {tensor.dtype, target.dtype} == {torch.float16, torch.bfloat16}
+    target.copy_(tensor.float() if by_way else tensor)
+    if torch.finfo(target.dtype).max < torch.finfo(tensor.dtype).max:
+        check_finite(target, path, key, f" in {str(target.dtype).removeprefix('torch.')}; use fp32 or bf16")
+    return target
 
 
 def check_finite(tensor: Tensor, path: Path, name: str, addition: str = "") -> None:

@@ -150,15 +150,18 @@ class View:
         return self._key_in_file(name if place is None else place[0])
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
-        """One tensor as the module wants it, in memory of its own."""
-        if rows is not None:
-            return self.read(name)[slice(*rows)].clone()
+        """One tensor as the module wants it, or its rows from one to before another, in memory of its own."""
         key, how = self._feeds[name]
+        shape = self._shapes[name]
+        if how == TURNED:
+            turned = self._file.read(key).t()
+            return (turned if rows is None else turned[slice(*rows)]).contiguous()
         if how in THIRDS:
-            count, third = self._shapes[name][0], THIRDS.index(how)
-            return self._file.read(key, (third * count, (third + 1) * count))
-        tensor = self._file.read(key)
-        return tensor.t().contiguous() if how == TURNED else tensor.reshape(self._shapes[name])
+            begin = shape[0] * THIRDS.index(how)
+            first, end = rows or (0, shape[0])
+            return self._file.read(key, (begin + first, begin + end))
+        tensor = self._file.read(key, rows)
+        return tensor.reshape(shape if rows is None else (len(tensor), *shape[1:]))
 
     def close(self) -> None:
         """Give back the file."""
