@@ -1,6 +1,7 @@
 """Small classifiers that judge pictures where colours and outlines do not tell: an object's shape, a picture's look.
 
     python -m scripts.embedded.judges            # train both, print their accuracy on renders never seen
+    python -m scripts.embedded.judges shape      # one of them
 
 Trained on renders alone, softened and shifted in brightness at random, so that no model's own manner is
 judged.
@@ -82,7 +83,7 @@ def _vary(x: Tensor) -> Tensor:
     return (x * (0.85 + 0.3 * torch.rand(len(x), 1, 1, 1)) + 0.03 * torch.randn_like(x)).clamp(0, 1)
 
 
-def train(kind: str, count: int, epochs: int) -> float:
+def train(kind: str, count: int = 6000, epochs: int = 30) -> float:
     """Train the judge of `kind`, keep it in the work folder; its accuracy on renders never seen."""
     torch.manual_seed(SEED[kind])
     x, y = examples(kind, count, SEED[kind])
@@ -109,7 +110,7 @@ def load_judge(kind: str) -> tuple[Judge, float]:
     """The judge of `kind` and its accuracy on renders never seen; trained now if it is not there yet."""
     path = work_folder() / f"judge-{kind}.pt"
     if not path.exists():
-        train(kind, 1500, 30)
+        train(kind)
     state = load_state(path)
     net = Judge(len(CLASSES[kind]))
     net.load_state_dict(state["net"])
@@ -127,12 +128,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--count", type=int, default=1500)
+    parser.add_argument("kinds", nargs="*", choices=[*CLASSES, []], default=[])
+    parser.add_argument("--count", type=int, default=6000)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    for kind in CLASSES:
+    for kind in args.kinds or CLASSES:
         print(f"{kind}: {train(kind, args.count, args.epochs):.1%} of renders never seen")
 
 
