@@ -153,7 +153,7 @@ def prepare(
     for control in wanted:
         self.net_source(control.kind, control.net)  # before anything slow begins
     added, words = self.extras.loras(loras, tags), self.extras.embeddings(embeddings)
-    vocabulary = self.vocabulary(words)
+    readers = self.readers(words)
     schedule: dict[str, Any] = {"steps": steps, "timesteps": timesteps, "sigmas": sigmas, "eta": eta}
     made, spec = build_sampler(sampler, self.scheduler, self.defaults.sampler, **schedule)
     made = made if image is None else part_way(made, strength)
@@ -165,7 +165,8 @@ def prepare(
     levels |= {"guidance_end": guidance_end, "distilled": is_told(self.unet.config)}
     plan = make_plan(made, **levels, contexts=texts.rows, device=self.device)
     if words:
-        for line in unused(vocabulary, numbers_of(self.readers(vocabulary)[0], texts, guided=plan.guided)):
+        read = [(reader.vocabulary, numbers_of(reader, texts, guided=plan.guided)) for reader in readers]
+        for line in unused(*read):
             say(line)
     if any(negatives) and not plan.guided:
         told_it = "this model is told its guidance, and has no half for it"
@@ -198,7 +199,7 @@ def prepare(
     encoding: dict[str, Any] = {"guided": plan.guided, "clip_skip": clip_skip}
     if self.defaults.zeros:
         encoding["zeros"] = [not text for text in negatives]
-    contexts = encode_texts(self.readers(vocabulary), texts, **encoding, **told)
+    contexts = encode_texts(readers, texts, **encoding, **told)
     noise = Noise(seeds, latent_size(size), self.device)
     dtype = torch.promote_types(self.dtype, torch.float32)
     if init is not None:

@@ -14,7 +14,7 @@ from rawdiff.beginning import part_way
 from rawdiff.controls import Control, choose_size, make_hints
 from rawdiff.errors import UsageError
 from rawdiff.extras import AddedEmbedding, AddedLora, Extras
-from rawdiff.files import check_embeddings, part_hashes, unet_config
+from rawdiff.files import part_hashes, unet_config
 from rawdiff.geometry import Size
 from rawdiff.jobs.added import open_embeddings, open_loras
 from rawdiff.jobs.job import Job, fitting_of, open_file, open_map
@@ -29,7 +29,7 @@ from rawdiff.probes import ProbeLike
 from rawdiff.sampler import Sampler
 from rawdiff.say import Say, say_nothing
 from rawdiff.syntax import check_syntax
-from rawdiff.vocabulary import add_words
+from rawdiff.vocabulary import Ground, vocabularies
 
 __all__ = ["Planner"]
 
@@ -196,8 +196,8 @@ class Planner:
             self.say(line)
 
     def _check_clip_skip(self, clip_skip: int) -> None:
-        for part in ("text_encoder", "text_encoder_2") if self.defaults.two_encoders else ("text_encoder",):
-            layers = weights.read_config(self.source, part).get("num_hidden_layers")
+        for number in self._numbers:
+            layers = weights.read_config(self.source, f"text_encoder{number}").get("num_hidden_layers")
             if isinstance(layers, int):
                 check_clip_skip(clip_skip, layers)
 
@@ -210,12 +210,18 @@ class Planner:
             self._layers[masked] = weights.planned_layers(self.source, inpaint)
         for one in loras:
             self._layers[masked].match(one.lora)
-        check_embeddings(self.defaults, embeddings)
         if embeddings:
-            config = weights.read_config(self.source, "text_encoder")
-            width, positions = config.get("hidden_size", 512), config.get("max_position_embeddings", 77)
-            tokenizer = weights.load_tokenizer(self.source)
-            add_words(tokenizer, [one.embedding for one in embeddings], width, positions)
+            vocabularies(list(map(self._ground, self._numbers)), [one.embedding for one in embeddings])
+
+    @property
+    def _numbers(self) -> tuple[str, ...]:
+        """What the names of the model's text encoders, and of their tokenizers, end in."""
+        return ("", "_2") if self.defaults.two_encoders else ("",)
+
+    def _ground(self, number: str) -> Ground:
+        config = weights.read_config(self.source, f"text_encoder{number}")
+        tokenizer = weights.load_tokenizer(self.source, f"tokenizer{number}")
+        return Ground(tokenizer, config.get("hidden_size", 512), config.get("max_position_embeddings", 77))
 
     def _check_memory(self, unet: Mapping[str, Any], size: Size, batch: int, *, guided: bool) -> None:
         vae = weights.read_config(self.source, "vae")
