@@ -16,10 +16,12 @@ from rawdiff.arguments import (
     check_callables,
     check_fit,
     check_flags,
+    check_second,
     check_size_ids,
     check_whole,
     count_prompts,
     given_latents,
+    second_prompts,
     spread_prompts,
     spread_scales,
 )
@@ -41,7 +43,7 @@ from rawdiff.run import Run, Setup
 from rawdiff.say import Say, say_on_stderr
 from rawdiff.state import start
 from rawdiff.step import check_watch
-from rawdiff.syntax import PLAIN, check_syntax, take_all_tags
+from rawdiff.syntax import PLAIN, Tag, check_syntax, check_untagged, take_all_tags
 from rawdiff.texts import encode_texts, numbers_of, taken_for_text, texts_of
 from rawdiff.vocabulary import unused
 
@@ -70,6 +72,8 @@ def prepare(
     prompt: str | Sequence[str],
     *,
     negative: str | Sequence[str] = "",
+    prompt_2: str | Sequence[str] | None = None,
+    negative_2: str | Sequence[str] | None = None,
     depth: Any = None,
     normal: Any = None,
     canny: Any = None,
@@ -113,6 +117,8 @@ def prepare(
     and `seed` may be lists, one for each image; a single seed counts up, None draws one (see `run.seeds`). After the
     share `guidance_end` of the run guidance is off, which halves the work of what is left (approximate: another
     picture). Where the model says so (SDXL), an empty negative prompt is none: zeros, and " " the empty text.
+    `prompt_2` and `negative_2` are for SDXL's second text encoder, where it shall not read what the first does (empty:
+    it shall).
     `sampler` is a name ("dpm++ 2m karras"), a diffusers scheduler or a Sampler. `latents` [B,4,h,w] replace the first
     draw of noise.
 
@@ -139,14 +145,21 @@ def prepare(
     check_fit(fit)
     check_watch(watch)
     check_exact(exact)
-    check_size_ids(size_ids, told=self.defaults.two_encoders)
+    two = self.defaults.two_encoders
+    check_size_ids(size_ids, told=two)
+    check_second(two=two, prompt_2=prompt_2, negative_2=negative_2)
     distinct = count_prompts(prompt, count)
     strength, masked = check_strength(image, mask, strength, paste, latents), mask is not None
     check_channels(self.unet.config.in_channels, masked=masked)
     prompts = spread_prompts("prompt", prompt, distinct, count)
     negatives = spread_prompts("negative prompt", negative, distinct, count)
     syntax = check_syntax(syntax)
-    prompts, tags = (prompts, ()) if syntax == PLAIN else take_all_tags(prompts, negatives)
+    tags: tuple[Tag, ...] = ()
+    if syntax != PLAIN:
+        prompts, tags = take_all_tags(prompts, negatives)
+    second = second_prompts(prompt_2, negative_2, (prompts, negatives), distinct, count)
+    if syntax != PLAIN and second is not None:
+        check_untagged("second", [*second[0], *second[1]])
     scales = spread_scales(self.defaults.guidance if guidance is None else guidance, distinct, count)
     seeds = check_seeds(random_seed(len(prompts)) if seed is None else seed, len(prompts))
     wanted = gather(depth, normal, canny, controls)
@@ -158,17 +171,23 @@ def prepare(
     made, spec = build_sampler(sampler, self.scheduler, self.defaults.sampler, **schedule)
     made = made if image is None else part_way(made, strength)
     windows = [control.window for control in wanted]
-    texts = texts_of(syntax, prompts, negatives, made)
+    texts = texts_of(syntax, [(prompts, negatives), *([] if second is None else [second])], made)
     for line in taken_for_text(texts):
         say(line)
     levels: dict[str, Any] = {"guidance": scales, "rescale": rescale, "windows": windows}
     levels |= {"guidance_end": guidance_end, "distilled": is_told(self.unet.config)}
     plan = make_plan(made, **levels, contexts=texts.rows, device=self.device)
     if words:
-        read = [(reader.vocabulary, numbers_of(reader, texts, guided=plan.guided)) for reader in readers]
+        read = [
+            (reader.vocabulary, numbers_of(reader, k, texts, guided=plan.guided))
+            for k, reader in enumerate(readers)
+        ]
         for line in unused(*read):
             say(line)
-    if any(negatives) and not plan.guided:
+    absent = [
+        not any(texts) for texts in zip(negatives, negatives if second is None else second[1], strict=True)
+    ]
+    if not all(absent) and not plan.guided:
         told_it = "this model is told its guidance, and has no half for it"
         say(f"the negative prompt has no effect: {told_it if plan.distilled else 'guidance is off'}")
     if guidance_end < 1.0 and all(scale <= 1.0 for scale in scales):
@@ -198,7 +217,7 @@ def prepare(
     self.put_on(unet, added, probe)
     encoding: dict[str, Any] = {"guided": plan.guided, "clip_skip": clip_skip}
     if self.defaults.zeros:
-        encoding["zeros"] = [not text for text in negatives]
+        encoding["zeros"] = absent
     contexts = encode_texts(readers, texts, **encoding, **told)
     noise = Noise(seeds, latent_size(size), self.device)
     dtype = torch.promote_types(self.dtype, torch.float32)
@@ -209,13 +228,14 @@ def prepare(
         first = noise.draw(0) if latents is None else given_latents(latents, noise)
         begun = Beginning(start(plan, first.to(dtype), draws=int(latents is None)))
     shown = tuple(hint.tensor[None] for hint in hints)
-    ids = (size_ids or SizeIds()).tensor(size) if self.defaults.two_encoders else None
+    ids = (size_ids or SizeIds()).tensor(size) if two else None
     conditions = Conditions(contexts, shown, begun.inpaint, ids)
 
     account = recipe.of_run(
         account_of(self, masked=masked),
         prompts=prompts,
         negatives=negatives,
+        second=second,
         size=size,
         size_ids=size_ids,
         zeros=self.defaults.zeros,

@@ -27,9 +27,11 @@ __all__ = [
     "Loras",
     "Mask",
     "Negative",
+    "Negative2",
     "Normal",
     "Paste",
     "Prompt",
+    "Prompt2",
     "Rescale",
     "Sampler",
     "Seed",
@@ -57,6 +59,24 @@ Prompt = Annotated[
 Negative = Annotated[
     str | None,
     typer.Option("--negative", "-n", metavar="TEXT", help="What not to draw.", rich_help_panel=WORDS),
+]
+Prompt2 = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt-2",
+        metavar="TEXT",
+        help="What SDXL's second text encoder reads; else the prompt.",
+        rich_help_panel=WORDS,
+    ),
+]
+Negative2 = Annotated[
+    str | None,
+    typer.Option(
+        "--negative-2",
+        metavar="TEXT",
+        help="The same of what not to draw; else the negative prompt.",
+        rich_help_panel=WORDS,
+    ),
 ]
 Size = Annotated[
     str | None,
@@ -238,7 +258,8 @@ GuidanceEnd = Annotated[
 ]
 
 OF_A_REQUEST = (
-    "prompt", "negative", "prompt_syntax", "size", "seed", "depth", "normal", "canny", "derive", "control", "fit",
+    "prompt", "negative", "prompt_2", "negative_2",
+    "prompt_syntax", "size", "seed", "depth", "normal", "canny", "derive", "control", "fit",
     "depth_range", "depth_invert", "image", "mask", "strength", "paste", "lora", "embedding", "sampler", "steps",
     "timesteps", "sigmas", "guidance", "guidance_end", "rescale", "clip_skip", "guess", "eta",
 )  # fmt: skip

@@ -41,6 +41,8 @@ TEXT, WHOLE, NUMBER, FLAG, TEXTS, NUMBERS = (
 KEYS: dict[str, str] = {
     "prompt": TEXT,
     "negative": TEXT,
+    "prompt_2": TEXT,
+    "negative_2": TEXT,
     "prompt_syntax": TEXT,
     "size": TEXT,
     "seed": WHOLE,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rawdiff import images, recipe, weights
-from rawdiff.arguments import build_sampler
+from rawdiff.arguments import build_sampler, check_second, second_prompts
 from rawdiff.beginning import part_way
 from rawdiff.controls import Control, choose_size, make_hints
 from rawdiff.errors import UsageError
@@ -105,6 +105,8 @@ class Planner:
         for kind in self._named:  # one that no map is for, too: it may be mistyped
             self.net(kind)
         self._check_clip_skip(request.clip_skip or 0)
+        second = {"prompt_2": request.prompt_2 or None, "negative_2": request.negative_2 or None}
+        check_second(two=self.defaults.two_encoders, **second)
         with self.probe("plan", host=True):
             with self.probe("loras and embeddings", host=True):
                 loras = open_loras(request.loras or (), self._extras, beside)
@@ -147,10 +149,12 @@ class Planner:
             "syntax": check_syntax(request.syntax),
             "size_ids": request.size_ids if self.defaults.two_encoders else None,
         }
+        first = ([str(request.prompt)], [negative])
         account = recipe.of_run(
             recipe.of_model(self.source, digests, self.dtype),
-            prompts=[str(request.prompt)],
-            negatives=[negative],
+            prompts=first[0],
+            negatives=first[1],
+            second=second_prompts(request.prompt_2, request.negative_2, first, 1, 1),
             size=size,
             zeros=self.defaults.zeros,
             seeds=seeds[:1],
@@ -176,7 +180,7 @@ class Planner:
         if init is not None:
             options |= {"image": image, "mask": mask, "strength": strength, "paste": request.paste}
         options |= {"negative": negative, "guidance": guidance, **fitting}
-        options |= {"loras": loras, "embeddings": embeddings}
+        options |= {"loras": loras, "embeddings": embeddings, **second}
         made = {**origin, **recipe.tool(self.device, self._made_with)}
         return Job(request, size, seeds, controls, sampler, options, picture, made)
 

@@ -18,7 +18,7 @@ import re
 from rawdiff.errors import UsageError
 from rawdiff.syntax.chunks import Chunk, chunked
 from rawdiff.syntax.editing import Schedule, schedule
-from rawdiff.syntax.tags import Tag, take_all_tags, take_tags
+from rawdiff.syntax.tags import Tag, check_untagged, take_all_tags, take_tags
 from rawdiff.syntax.weights import WeightedText, parse_weights
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Tag",
     "WeightedText",
     "check_syntax",
+    "check_untagged",
     "chunked",
     "find_markup",
     "parse_weights",
