@@ -154,7 +154,7 @@ def test_a_failed_item_does_not_stop_the_others(here: Path) -> None:
     said = done.err.splitlines()
     for line in (
         "line 1: ", "none.png: no such file", "line 2: size 63x64 is not a multiple of 8", "line 3: steps 0",
-        "line 4: prompt: what stands at place 1", "line 5: a map of 72x48 has another aspect",
+        "line 4: prompt: what stands at place 1", "line 5: ", "d.png: the depth map of 72x48 has another aspect",
         "line 6: sampler 'nosuch' is not known", "line 7: seed 4294967296", "line 8: clip skip 9",
         "line 9: out 'i.png': one name for 2 pictures",
     ):  # fmt: skip
