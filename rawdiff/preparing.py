@@ -44,7 +44,7 @@ from rawdiff.say import Say, say_on_stderr
 from rawdiff.state import start
 from rawdiff.step import check_watch
 from rawdiff.syntax import PLAIN, Tag, check_syntax, check_untagged, take_all_tags
-from rawdiff.texts import encode_texts, numbers_of, taken_for_text, texts_of
+from rawdiff.texts import encode_texts, notes_on, numbers_of, texts_of
 from rawdiff.vocabulary import unused
 
 __all__ = ["WATCH", "account_of", "prepare", "set_up", "undone_on_error"]
@@ -172,7 +172,7 @@ def prepare(
     made = made if image is None else part_way(made, strength)
     windows = [control.window for control in wanted]
     texts = texts_of(syntax, [(prompts, negatives), *([] if second is None else [second])], made)
-    for line in taken_for_text(texts):
+    for line in notes_on(texts):
         say(line)
     levels: dict[str, Any] = {"guidance": scales, "rescale": rescale, "windows": windows}
     levels |= {"guidance_end": guidance_end, "distilled": is_told(self.unet.config)}

@@ -14,9 +14,9 @@ from rawdiff.probes import NO_PROBE, ProbeLike
 from rawdiff.prompts import Encoded, Reader, chunks_of, cut, encode_chunks, encode_prompts
 from rawdiff.sampler import Sampler, number_steps
 from rawdiff.say import Say, say_on_stderr
-from rawdiff.syntax import PLAIN, Chunk, find_markup, schedule
+from rawdiff.syntax import PLAIN, Chunk, find_markup, find_unbalanced, schedule
 
-__all__ = ["Both", "Texts", "encode_texts", "numbers_of", "taken_for_text", "texts_of"]
+__all__ = ["Both", "Texts", "encode_texts", "notes_on", "numbers_of", "texts_of"]
 
 Both = tuple[Sequence[str], Sequence[str]]
 """Prompts and negative prompts, one of each for each picture."""
@@ -70,9 +70,11 @@ def _every(contexts: Iterable[Iterable[Both]]) -> dict[str, None]:
     return dict.fromkeys(text for context in contexts for both in context for half in both for text in half)
 
 
-def taken_for_text(texts: Texts) -> Iterator[str]:
-    """A line on what of plain prompts looks as if it was meant to be more than text."""
+def notes_on(texts: Texts) -> Iterator[str]:
+    """Lines on what was hardly meant as it is read: markup in plain prompts, brackets without a partner in others."""
     if texts.syntax != PLAIN:
+        lines = map(find_unbalanced, _every(texts.contexts))
+        yield from dict.fromkeys(line for line in lines if line is not None)
         return
     for prompt in _every(texts.contexts):
         found = find_markup(prompt)

@@ -19,7 +19,7 @@ from rawdiff.errors import UsageError
 from rawdiff.syntax.chunks import Chunk, chunked
 from rawdiff.syntax.editing import Schedule, schedule
 from rawdiff.syntax.tags import Tag, check_untagged, take_all_tags, take_tags
-from rawdiff.syntax.weights import WeightedText, parse_weights
+from rawdiff.syntax.weights import WeightedText, find_unbalanced, parse_weights
 
 __all__ = [
     "A1111",
@@ -33,6 +33,7 @@ __all__ = [
     "check_untagged",
     "chunked",
     "find_markup",
+    "find_unbalanced",
     "parse_weights",
     "schedule",
     "take_all_tags",
