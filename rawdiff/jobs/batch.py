@@ -159,7 +159,9 @@ class _Round:
                 if item.line in self.failed or not wanted:
                     continue
                 self.say(f"line {item.line}: {job.describe()}")
-                if not self.dry_run:
+                if self.dry_run:
+                    self.workshop.check_vae()
+                else:
                     self.workshop.model()  # what is wrong with it is wrong for all
                     with self._item_may_fail(item):
                         self._draw(item, job.only(wanted), album)

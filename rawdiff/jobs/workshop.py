@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from rawdiff import weights
+from rawdiff import nets, weights
 from rawdiff.errors import RawdiffError, ResourceError
 from rawdiff.geometry import format_size
 from rawdiff.jobs.job import Drawn, Job, Watcher
@@ -77,6 +77,7 @@ class Workshop(Planner):
         self._speed, self._memory, self._backend = speed, memory, backend
         self._model: Model | None = None
         self._prepared = Prepared()
+        self._is_checked = False
 
     def describe(self) -> str:
         """Which model it is, where it runs, and how to get another, on one line."""
@@ -94,6 +95,22 @@ class Workshop(Planner):
             source: Any = self.source
             self._model = load(source, nets=self._nets, say=self.say, probe=self.probe, **place)
         return self._model
+
+    def _more_bytes(self, nets: Sequence[weights.Source], loras: Sequence[AddedLora], *, masked: bool) -> int:
+        if self._model is None:
+            return super()._more_bytes(nets, loras, masked=masked)
+        return self._model.more_bytes(masked=masked, added=loras)  # what is held already is not free
+
+    def check_vae(self) -> None:
+        """Load another's VAE and let go of it, once: what is wrong with it is raised as `model` would raise it.
+
+        For whoever draws nothing; its config alone was looked at when it was found.
+        """
+        if self.source.vae is None or self._model is not None or self._is_checked:
+            return
+        dtype = weights.vae_dtype(self.source, self.defaults, self.dtype)
+        nets.vae.check(weights.load_vae(self.source, device=self.device, dtype=dtype))
+        self._is_checked = True
 
     def draw(self, job: Job, *, batch: int = 1, watchers: Sequence[Watcher] = ()) -> Iterator[Drawn]:
         """The pictures of a job, `batch` at once; where memory gives out, half as many, then with memory low, and said.

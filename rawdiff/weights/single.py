@@ -7,6 +7,8 @@ chosen behind the file's name, each choice after a #:
     model.safetensors#epsilon              what the UNet predicts; or #v_prediction
     vae.safetensors#sdxl                   the family, for a VAE by itself; or #sd1, #sd2
     model.safetensors#config=FOLDER        configs, tokenizer and scheduler from a folder in diffusers' layout
+
+A VAE by itself is of the config.json that lies beside it, if that is a VAE's and nobody chose another.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any
 from rawdiff import paths
 from rawdiff.errors import UsageError, WeightsError
 from rawdiff.weights import registry
+from rawdiff.weights.build import PARTS, check_class
 from rawdiff.weights.choose import TOKENIZER_FILES, read_json
 from rawdiff.weights.layouts import Held, View, find_parts, unexplained
 from rawdiff.weights.tensorfile import SafetensorsFile, TensorFile, open_tensors
@@ -98,6 +101,10 @@ class SingleFile:
     """What differs from the UNet's."""
     notes: tuple[str, ...] = ()
     """What a person should know: what was assumed."""
+    beside: Path | None = None
+    """The config of a VAE by itself, where it lies beside the file."""
+    is_guess: bool = False
+    """Whether the family was assumed, since no tensor tells it."""
 
     def holds(self, part: str) -> bool:
         """Whether the file holds a part; a tokenizer and a scheduler go with what needs them."""
@@ -111,13 +118,16 @@ class SingleFile:
 
     def config_path(self, part: str) -> Path:
         """The file that a part's config is from."""
+        if part == "vae" and self.beside is not None:
+            return self.beside
         names = {"scheduler": "scheduler_config.json"} | dict.fromkeys(_TOKENIZERS, "tokenizer_config.json")
         return self.configs / part / names.get(part, "config.json")
 
     def files(self, part: str) -> dict[str, Path]:
         """What loading a part reads, by the names that recipes have for it."""
         config = self.config_path(part)
-        read = {f"{self.configs.name}/{part}/{config.name}": config}
+        is_beside = part == "vae" and self.beside is not None
+        read = {config.name if is_beside else f"{self.configs.name}/{part}/{config.name}": config}
         if part in self.parts:
             chosen = "#ema" if self.options.ema and part == "unet" else ""
             read[self.path.name + chosen] = self.path
@@ -163,7 +173,10 @@ def open_single(path: Path, options: Options | None = None) -> SingleFile:
         )
     if chosen.ema and not any(key.startswith("model_ema.") for key in shapes):
         raise WeightsError(f"{path}: holds no averaged weights (model_ema.); leave out #ema")
+    beside, said = _config_beside(path, parts, chosen)
     family, notes = _family(path, parts, shapes, chosen)
+    is_guess = bool(notes) and beside is None
+    notes = (*said, *(notes if is_guess else ()))
     configs = chosen.configs if chosen.configs is not None else FAMILIES / family
     channels = _channels(path, parts, shapes)
     scheduler, told = _prediction(path, family, channels, parts, shapes, metadata, chosen)
@@ -178,7 +191,31 @@ def open_single(path: Path, options: Options | None = None) -> SingleFile:
         if told_by is not None and len(told_by) == 2:  # a latent consistency model's
             unet |= {"time_cond_proj_dim": told_by[1]}
             scheduler = {"_class_name": "LCMScheduler", **scheduler}
-    return SingleFile(path, chosen, parts, configs, scheduler, unet, (*notes, *told))
+    return SingleFile(
+        path, chosen, parts, configs, scheduler, unet, (*notes, *told), beside=beside, is_guess=is_guess
+    )
+
+
+def _config_beside(
+    path: Path, parts: Mapping[str, Held], chosen: Options
+) -> tuple[Path | None, tuple[str, ...]]:
+    """The config.json that lies beside a VAE by itself, if it is used, and what to say of it."""
+    found = path.parent / "config.json"
+    if parts.keys() != {"vae"} or chosen.configs is not None or not paths.is_there(found):
+        return None, ()
+    try:
+        config = read_json(found)
+        check_class(PARTS["vae"], config, str(found))
+    except WeightsError as error:
+        return None, (
+            f"{path}: the config.json beside it is not used: {str(error).removeprefix(f'{found}: ')}",
+        )
+    if chosen.family is not None:
+        return None, (f"{path}: the config.json beside it is not used: #{chosen.family} was asked for",)
+    scale = config.get("scaling_factor", 0.18215)
+    return found, (
+        f"{path}: with the config.json beside it (latents scaled by {str(scale)[:20]}); #sd1, #sd2 or #sdxl is without",
+    )
 
 
 def _say_first(shapes: Mapping[str, Any]) -> str:
