@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial, wraps
+from collections.abc import Sequence
 from hashlib import sha256
-from typing import Any, Concatenate, ParamSpec
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rawdiff import images, predict, recipe
+from rawdiff import images, recipe
 from rawdiff.arguments import (
     build_sampler,
     check_callables,
@@ -26,9 +25,9 @@ from rawdiff.arguments import (
     spread_scales,
 )
 from rawdiff.beginning import Beginning, begin_from, part_way
+from rawdiff.binding import WATCH, account_of, set_up, undone_on_error
 from rawdiff.conditions import Conditions, SizeIds
 from rawdiff.controls import Control, choose_size, gather, make_hints
-from rawdiff.extras import AddedLora
 from rawdiff.geometry import Size, latent_size
 from rawdiff.limits import check_strength
 from rawdiff.nets.exact import EVERYTHING, Exact
@@ -37,9 +36,9 @@ from rawdiff.nets.guidance import is_told
 from rawdiff.nets.unet import check_channels
 from rawdiff.noise import Noise, check_seeds, random_seed
 from rawdiff.parts import Parts
-from rawdiff.plan import Plan, make_plan
+from rawdiff.plan import make_plan
 from rawdiff.probes import NO_PROBE, ProbeLike
-from rawdiff.run import Run, Setup
+from rawdiff.run import Run
 from rawdiff.say import Say, say_on_stderr
 from rawdiff.state import start
 from rawdiff.step import check_watch
@@ -47,23 +46,7 @@ from rawdiff.syntax import PLAIN, Tag, check_syntax, check_untagged, take_all_ta
 from rawdiff.texts import encode_texts, notes_on, numbers_of, texts_of
 from rawdiff.vocabulary import unused
 
-__all__ = ["WATCH", "account_of", "prepare", "set_up", "undone_on_error"]
-
-P = ParamSpec("P")
-
-WATCH = ("x", "uncond", "cond", "guided", "x0")
-"""What a run prepared from Python keeps of each step."""
-
-
-def undone_on_error(work: Callable[Concatenate[Parts, P], Run]) -> Callable[Concatenate[Parts, P], Run]:
-    """What makes a run, leaving no LoRA in the weights where none comes of it."""
-
-    @wraps(work)
-    def undone(self: Parts, /, *arguments: P.args, **options: P.kwargs) -> Run:
-        with self.undone_on_error():
-            return work(self, *arguments, **options)
-
-    return undone
+__all__ = ["prepare"]
 
 
 @undone_on_error
@@ -270,43 +253,3 @@ def prepare(
     }
     setup = set_up(self, plan, conditions, wanted, hints, account, origin, added, exact, **told, **keeping)
     return Run(setup, begun.state, noise, watch=watch)
-
-
-def account_of(model: Parts, *, masked: bool) -> dict[str, Any]:
-    """What of an account is the model's, in a run with a mask or without one."""
-    return recipe.of_model(model.source, model.hashes(masked=masked), model.dtype)
-
-
-def set_up(
-    model: Parts,
-    plan: Plan,
-    conditions: Conditions,
-    controls: Sequence[Control],
-    hints: tuple[images.Hint, ...],
-    account: Mapping[str, Any],
-    origin: Mapping[str, Any],
-    added: Sequence[AddedLora],
-    exact: Exact,
-    *,
-    say: Say,
-    probe: ProbeLike,
-    **keeping: Any,
-) -> Setup:
-    """All of a run that no step changes, its networks bound to it; `keeping` are the Setup's `blend` and `paste`."""
-    loaded = [model.net(control.kind, control.net, probe=probe) for control in controls]
-    unet = model.unet_for(masked=recipe.is_masked(account), probe=probe)
-    networks = predict.prepare(
-        plan,
-        conditions,
-        unet,
-        loaded,
-        names=[control.kind for control in controls],
-        guess=bool(account["guess"]),
-        exact=exact,
-        runner=model.runner,
-        hold=partial(model.hold, model.runner, unet, added),
-        probe=probe,
-    )
-    return Setup(
-        plan, conditions, networks, model.vae, model.runner, account, origin, hints, say, probe, **keeping
-    )

@@ -9,6 +9,7 @@ from typing import Any
 from rawdiff import images, recipe, saved
 from rawdiff.arguments import check_callables, check_path, rebuild_sampler, second_prompts, shown
 from rawdiff.beginning import part_way
+from rawdiff.binding import WATCH, account_of, set_up, undone_on_error
 from rawdiff.controls import recall
 from rawdiff.errors import UsageError
 from rawdiff.geometry import latent_size
@@ -18,7 +19,6 @@ from rawdiff.nets.guidance import is_told
 from rawdiff.noise import Noise
 from rawdiff.parts import Parts
 from rawdiff.plan import make_plan
-from rawdiff.preparing import WATCH, account_of, set_up, undone_on_error
 from rawdiff.probes import NO_PROBE, ProbeLike
 from rawdiff.run import Run
 from rawdiff.say import Say, say_on_stderr

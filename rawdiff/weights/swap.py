@@ -11,7 +11,7 @@ from rawdiff.geometry import FACTOR
 from rawdiff.say import Say, say_nothing
 from rawdiff.weights.build import PARTS, check_class
 from rawdiff.weights.defaults import read_defaults
-from rawdiff.weights.parts import Where, read_config
+from rawdiff.weights.files import Where, read_config
 from rawdiff.weights.source import Source, open_source
 
 __all__ = ["with_vae"]
