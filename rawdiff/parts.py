@@ -202,6 +202,18 @@ class Parts:
             return None
         return self._loaded[_key(control.kind, control.net)][1]
 
+    def more_bytes(self, *, masked: bool, added: Sequence[AddedLora]) -> int:
+        """Bytes of the copies of weights that a run would make on a CPU beyond those that are held now.
+
+        Of what LoRAs change, as it was; and of the UNet and the loaded ControlNets, as a backend lays them out. Raises
+        WeightsError for a LoRA that does not fit.
+        """
+        if self.device.type != "cpu":
+            return 0
+        unet = self.unet_for(masked=masked)
+        copies = self._adapting.more_bytes(unet, added) if added else 0
+        return copies + self.runner.more_bytes([unet, *(net for net, _ in self._loaded.values())])
+
     def check_memory(
         self,
         size: Size,
@@ -213,12 +225,12 @@ class Parts:
     ) -> None:
         """Raise SizeError where `batch` pictures of this size cannot fit into the memory that is free now.
 
-        On a CPU the copies of the weights that LoRAs change count too. Raises WeightsError for one that does not fit.
+        Copies of weights count too (`more_bytes`). Raises WeightsError for a LoRA that does not fit.
         """
         options: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "low": self.runner.frugal}
-        if added:
-            copies = self._adapting.more_bytes(self.unet_for(masked=masked), added)
-            options["beside"] = copies if self.device.type == "cpu" else 0
+        options["beside"] = self.more_bytes(masked=masked, added=added)
+        if self.runner.made_with is not None:
+            options["smaller"] = "backend torch"
         weights.check_memory(self.unet.config, self.vae.config, size, batch=batch, guided=guided, **options)
 
 

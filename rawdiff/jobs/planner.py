@@ -50,15 +50,13 @@ class Planner:
         probe: ProbeLike,
         made_with: str | None = None,
     ) -> None:
-        """`nets` are ControlNets that somebody named, by kind; `low`: runs take little memory.
-
-        `made_with` is the runner's.
-        """
+        """`nets` are ControlNets that somebody named, by kind; `low`: runs take little memory."""
         self.source, self.defaults = source, weights.read_defaults(source)
         self.device, self.dtype = device, dtype
         self.say, self.probe = say, probe
         self._low, self._offline = low, offline
-        self._made_with = made_with
+        self.made_with = made_with
+        """What computes in torch's place, with its version, or None."""
         self._named = dict(nets)
         self._nets: dict[str, weights.Source] = {}
         self._extras = Extras(self.source, self.defaults)
@@ -120,7 +118,9 @@ class Planner:
                 )
             size = choose_size(request.size, self.defaults.native_size, samples, image)
             guidance = float(self.defaults.guidance if request.guidance is None else request.guidance)
-            self._check_memory(unet, size, min(batch, count), guided=guidance > 1.0 and not is_told(unet))
+            copies = self._more_bytes(nets, loras, masked=masked)
+            guided = guidance > 1.0 and not is_told(unet)
+            self._check_memory(unet, size, min(batch, count), guided=guided, beside=copies)
             fitting = fitting_of(request)
             controls = tuple(
                 Control(c.kind, opened, *c.window, derive=bool(c.derive))
@@ -181,7 +181,7 @@ class Planner:
             options |= {"image": image, "mask": mask, "strength": strength, "paste": request.paste}
         options |= {"negative": negative, "guidance": guidance, **fitting}
         options |= {"loras": loras, "embeddings": embeddings, **second}
-        made = {**origin, **recipe.tool(self.device, self._made_with)}
+        made = {**origin, **recipe.tool(self.device, self.made_with)}
         return Job(request, size, seeds, controls, sampler, options, picture, made)
 
     def _sampler(
@@ -227,7 +227,29 @@ class Planner:
         tokenizer = weights.load_tokenizer(self.source, f"tokenizer{number}")
         return Ground(tokenizer, config.get("hidden_size", 512), config.get("max_position_embeddings", 77))
 
-    def _check_memory(self, unet: Mapping[str, Any], size: Size, batch: int, *, guided: bool) -> None:
+    def _more_bytes(self, nets: Sequence[weights.Source], loras: Sequence[AddedLora], *, masked: bool) -> int:
+        """Bytes of the copies of weights that a run would make on a CPU, from the configs: see `Parts.more_bytes`."""
+        if self.device.type != "cpu":
+            return 0
+        changed = {layer for one in loras if one.scale for layer in self._layers[masked].match(one.lora)}
+        copies = sum(layer.weight.numel() for layer in changed) * self.dtype.itemsize
+        if self.made_with is None:
+            return copies
+        inpaint = self.defaults.inpaint if masked else None
+        different = {id(net): net for net in nets}.values()
+        copies += weights.planned_bytes(self.source if inpaint is None else inpaint, "unet", self.dtype)
+        return copies + sum(weights.planned_bytes(net, "controlnet", self.dtype) for net in different)
+
+    def _check_memory(
+        self, unet: Mapping[str, Any], size: Size, batch: int, *, guided: bool, beside: int
+    ) -> None:
         vae = weights.read_config(self.source, "vae")
-        place: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "low": self._low}
+        place: dict[str, Any] = {
+            "device": self.device,
+            "dtype": self.dtype,
+            "low": self._low,
+            "beside": beside,
+        }
+        if self.made_with is not None:
+            place["smaller"] = "backend torch"
         weights.check_memory(unet, vae, size, batch=batch, guided=guided, **place)

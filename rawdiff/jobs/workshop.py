@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 
 from rawdiff import nets, weights
 from rawdiff.errors import RawdiffError, ResourceError
+from rawdiff.extras import AddedLora
 from rawdiff.geometry import format_size
 from rawdiff.jobs.job import Drawn, Job, Watcher
 from rawdiff.jobs.planner import Planner
@@ -115,7 +117,7 @@ class Workshop(Planner):
     def draw(self, job: Job, *, batch: int = 1, watchers: Sequence[Watcher] = ()) -> Iterator[Drawn]:
         """The pictures of a job, `batch` at once; where memory gives out, half as many, then with memory low, and said.
 
-        Raises NonFiniteError, ResourceError.
+        Another backend than torch has no such thing: the last way is torch's. Raises NonFiniteError, ResourceError.
         """
         model, told, first = self.model(), set(self._told), 0
 
@@ -136,7 +138,7 @@ class Workshop(Planner):
                     ) from error
                 if not is_out_of_memory(error):
                     raise
-                last = count == 1 and (model.runner.frugal or self._made_with is not None)
+                last = count == 1 and model.runner.frugal
                 if last and isinstance(error, RawdiffError):  # told already
                     raise
                 if last:
@@ -153,8 +155,11 @@ class Workshop(Planner):
             # Outside the handler, where the failed run is no longer held.
             if count == 1:
                 model.save_memory()
+                by_torch = " by torch" if self.made_with is not None else ""
+                self.made_with, self._low = None, True
+                job = replace(job, made={key: said for key, said in job.made.items() if key != "backend"})
                 self.say(
-                    f"out of memory at {format_size(job.size)}: going on with memory low, which is slower"
+                    f"out of memory at {format_size(job.size)}: going on{by_torch} with memory low, which is slower"
                 )
             else:
                 self.say(f"out of memory with {count} pictures at once: going on with {batch}")
