@@ -82,7 +82,8 @@ Size = Annotated[
     str | None,
     typer.Option(
         metavar="WxH",
-        help="In pixels, multiples of 8; else the map's shape at the model's own area; others should be near it.",
+        help="In pixels, multiples of 8; else the image's own, or the map's shape at the model's area; others should "
+        "be near that.",
         rich_help_panel=WORDS,
     ),
 ]
@@ -200,7 +201,10 @@ Syntax = Annotated[
 Image = Annotated[
     str | None,
     typer.Option(
-        metavar="PATH", help="A picture to begin from; its size is the result's.", rich_help_panel=IMAGE
+        metavar="PATH",
+        help="A picture to begin from; its size is the result's. If that is no multiple of 8 (130x130), or beyond "
+        "1024x1024 pixels, its shape is, at the model's area.",
+        rich_help_panel=IMAGE,
     ),
 ]
 Mask = Annotated[
