@@ -31,12 +31,14 @@ __all__ = [
     "check_nets",
     "check_number",
     "check_path",
+    "check_second",
     "check_size_ids",
     "check_whole",
     "count_prompts",
     "describe_scheduler",
     "given_latents",
     "rebuild_sampler",
+    "second_prompts",
     "shown",
     "spread_prompts",
     "spread_scales",
@@ -157,6 +159,35 @@ def spread_prompts(what: str, given: str | Sequence[str], prompts: int, count: i
         raise UsageError(f"{what} {shown(given)}: expected text, or a list of texts")
     texts = [given] if isinstance(given, str) else list(given)
     return [check_text(what, text) for text in _spread(what, texts, prompts, count)]
+
+
+def check_second(*, two: bool, **given: object) -> None:
+    """Raise UsageError for a prompt of a second text encoder, by its name, where a model has not two."""
+    for name, value in given.items():
+        if value and not two:
+            raise UsageError(
+                f"{name.replace('_', ' ')}: this model has one text encoder, only SDXL has two: leave it out"
+            )
+
+
+def second_prompts(
+    given: str | Sequence[str] | None,
+    negative: str | Sequence[str] | None,
+    first: tuple[list[str], list[str]],
+    prompts: int,
+    count: int,
+) -> tuple[list[str], list[str]] | None:
+    """What SDXL's second text encoder reads: as `spread_prompts` has it, the first's where it is empty or None.
+
+    None where it reads what the first does.
+    """
+    named = (("prompt 2", given), ("negative prompt 2", negative))
+    both = [spread_prompts(name, "" if one is None else one, prompts, count) for name, one in named]
+    filled = [
+        [own or other for own, other in zip(some, others, strict=True)]
+        for some, others in zip(both, first, strict=True)
+    ]
+    return None if filled == [*first] else (filled[0], filled[1])
 
 
 def spread_scales(given: float | Sequence[float] | Tensor, prompts: int, count: int) -> list[float]:

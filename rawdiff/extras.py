@@ -7,7 +7,7 @@ slash is such a name.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,12 @@ from rawdiff.syntax import Tag
 from rawdiff.weights import digests
 from rawdiff.weights.lora_alpha import PEFT_FILE, config_beside
 
-__all__ = ["AddedEmbedding", "AddedLora", "Extras"]
+__all__ = ["AddedEmbedding", "AddedLora", "Extras", "say_unknown"]
+
+
+def say_unknown(what: str, name: str, own: Iterable[str]) -> str:
+    """What is said of the name of a "lora" or "embedding" that a model does not bring."""
+    return f"{what} {name!r}: this model brings none of that name (it has {', '.join(sorted(own)) or 'none'})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,10 +110,8 @@ class Extras:
         if not is_name(name):
             return expanded(name)
         if name not in own:
-            known = ", ".join(sorted(own)) or "none"
             raise UsageError(
-                f"{what} {name!r}: this model brings none of that name (it has {known}); a file is given by its "
-                f"path, such as ./{name}.safetensors"
+                f"{say_unknown(what, name, own)}; a file is given by its path, such as ./{name}.safetensors"
             )
         if what == "lora":  # a hub's files come one by one, and peft keeps alpha in a second
             folder, slash, _ = own[name].rpartition("/")

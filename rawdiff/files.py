@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rawdiff import weights
-from rawdiff.errors import UsageError, WeightsError
+from rawdiff.errors import WeightsError
 from rawdiff.nets.unet import INPAINT_CHANNELS, check_channels
 
-__all__ = ["check_embeddings", "check_inpaint", "part_hashes", "parts_of", "unet_config"]
+__all__ = ["check_inpaint", "part_hashes", "parts_of", "unet_config"]
 
 PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
 """What every model has."""
@@ -40,15 +40,6 @@ def part_hashes(source: weights.Source, defaults: weights.Defaults, *, masked: b
         return weights.hashes(source, *parts)
     others = weights.hashes(source, *(part for part in parts if part != "unet"))
     return others | weights.hashes(defaults.inpaint, "unet")
-
-
-def check_embeddings(defaults: weights.Defaults, added: Sequence[Any]) -> None:
-    """Raise UsageError for embeddings of textual inversion, where a model has two text encoders."""
-    if added and defaults.two_encoders:
-        raise UsageError(
-            "embeddings: this model has two text encoders (SDXL), and textual inversion of both is not supported "
-            "yet: leave them out"
-        )
 
 
 def check_inpaint(config: Mapping[str, Any], own: Mapping[str, Any]) -> None:

@@ -14,14 +14,14 @@ from rawdiff.adapting import Adapting
 from rawdiff.controls import Control
 from rawdiff.errors import UsageError, WeightsError
 from rawdiff.extras import AddedEmbedding, AddedLora, Extras
-from rawdiff.files import check_embeddings, check_inpaint, part_hashes
+from rawdiff.files import check_inpaint, part_hashes
 from rawdiff.geometry import Size
 from rawdiff.graphs import EAGER, Frugal, Runner
 from rawdiff.nets.unet import INPAINT_CHANNELS, check_channels
 from rawdiff.probes import NO_PROBE, ProbeLike
 from rawdiff.prompts import Reader
 from rawdiff.say import Say, say_on_stderr
-from rawdiff.vocabulary import Vocabulary, add_words
+from rawdiff.vocabulary import Ground, vocabularies
 
 __all__ = ["Parts"]
 
@@ -169,19 +169,22 @@ class Parts:
         loaded = [net for net, _ in self._loaded.values()]
         self.runner.keep([*self.text_encoders, self.unet, *inpaint, self.vae, *loaded])
 
-    def vocabulary(self, added: Sequence[AddedEmbedding]) -> Vocabulary:
-        """The tokenizer's words, and the triggers of these; raises UsageError, WeightsError where one does not fit."""
-        check_embeddings(self.defaults, added)
-        config = self.text_encoder.config
-        limits = int(config.hidden_size), int(config.max_position_embeddings)
-        return add_words(self.tokenizer, [one.embedding for one in added], *limits)
+    def readers(self, added: Sequence[AddedEmbedding] = ()) -> tuple[Reader, ...]:
+        """Who reads the prompts: each text encoder, with its tokenizer's words and the triggers of these.
 
-    def readers(self, vocabulary: Vocabulary) -> tuple[Reader, ...]:
-        """Who reads the prompts: the text encoder with `vocabulary`, or both of SDXL's with their own."""
-        if self.text_encoder_2 is None:
-            return (Reader(vocabulary, self.text_encoder),)
-        second = Reader(Vocabulary(self.tokenizer_2), self.text_encoder_2, inner=True)
-        return (Reader(vocabulary, self.text_encoder, inner=True), second)
+        Raises UsageError, WeightsError where one does not fit.
+        """
+        tokenizers = (self.tokenizer, self.tokenizer_2)[: len(self.text_encoders)]
+        configs = [encoder.config for encoder in self.text_encoders]
+        grounds = [
+            Ground(tokenizer, int(config.hidden_size), int(config.max_position_embeddings))
+            for tokenizer, config in zip(tokenizers, configs, strict=True)
+        ]
+        words = vocabularies(grounds, [one.embedding for one in added])
+        two = len(words) > 1
+        return tuple(
+            Reader(own, encoder, two) for own, encoder in zip(words, self.text_encoders, strict=True)
+        )
 
     def hashes(self, *, masked: bool = False) -> dict[str, str]:
         """SHA-256 of the files of the parts, ControlNets not included, by path; `masked` as for `unet_for`."""
@@ -199,6 +202,18 @@ class Parts:
             return None
         return self._loaded[_key(control.kind, control.net)][1]
 
+    def more_bytes(self, *, masked: bool, added: Sequence[AddedLora]) -> int:
+        """Bytes of the copies of weights that a run would make on a CPU beyond those that are held now.
+
+        Of what LoRAs change, as it was; and of the UNet and the loaded ControlNets, as a backend lays them out. Raises
+        WeightsError for a LoRA that does not fit.
+        """
+        if self.device.type != "cpu":
+            return 0
+        unet = self.unet_for(masked=masked)
+        copies = self._adapting.more_bytes(unet, added) if added else 0
+        return copies + self.runner.more_bytes([unet, *(net for net, _ in self._loaded.values())])
+
     def check_memory(
         self,
         size: Size,
@@ -210,12 +225,12 @@ class Parts:
     ) -> None:
         """Raise SizeError where `batch` pictures of this size cannot fit into the memory that is free now.
 
-        On a CPU the copies of the weights that LoRAs change count too. Raises WeightsError for one that does not fit.
+        Copies of weights count too (`more_bytes`). Raises WeightsError for a LoRA that does not fit.
         """
         options: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "low": self.runner.frugal}
-        if added:
-            copies = self._adapting.more_bytes(self.unet_for(masked=masked), added)
-            options["beside"] = copies if self.device.type == "cpu" else 0
+        options["beside"] = self.more_bytes(masked=masked, added=added)
+        if self.runner.made_with is not None:
+            options["smaller"] = "backend torch"
         weights.check_memory(self.unet.config, self.vae.config, size, batch=batch, guided=guided, **options)
 
 

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial, wraps
+from collections.abc import Sequence
 from hashlib import sha256
-from typing import Any, Concatenate, ParamSpec
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rawdiff import images, predict, recipe
+from rawdiff import images, recipe
 from rawdiff.arguments import (
     build_sampler,
     check_callables,
     check_fit,
     check_flags,
+    check_second,
     check_size_ids,
     check_whole,
     count_prompts,
     given_latents,
+    second_prompts,
     spread_prompts,
     spread_scales,
 )
 from rawdiff.beginning import Beginning, begin_from, part_way
+from rawdiff.binding import WATCH, account_of, set_up, undone_on_error
 from rawdiff.conditions import Conditions, SizeIds
 from rawdiff.controls import Control, choose_size, gather, make_hints
-from rawdiff.extras import AddedLora
 from rawdiff.geometry import Size, latent_size
 from rawdiff.limits import check_strength
 from rawdiff.nets.exact import EVERYTHING, Exact
@@ -35,33 +36,17 @@ from rawdiff.nets.guidance import is_told
 from rawdiff.nets.unet import check_channels
 from rawdiff.noise import Noise, check_seeds, random_seed
 from rawdiff.parts import Parts
-from rawdiff.plan import Plan, make_plan
+from rawdiff.plan import make_plan
 from rawdiff.probes import NO_PROBE, ProbeLike
-from rawdiff.run import Run, Setup
+from rawdiff.run import Run
 from rawdiff.say import Say, say_on_stderr
 from rawdiff.state import start
 from rawdiff.step import check_watch
-from rawdiff.syntax import PLAIN, check_syntax, take_all_tags
-from rawdiff.texts import encode_texts, numbers_of, taken_for_text, texts_of
+from rawdiff.syntax import PLAIN, Tag, check_syntax, check_untagged, take_all_tags
+from rawdiff.texts import encode_texts, notes_on, numbers_of, texts_of
 from rawdiff.vocabulary import unused
 
-__all__ = ["WATCH", "account_of", "prepare", "set_up", "undone_on_error"]
-
-P = ParamSpec("P")
-
-WATCH = ("x", "uncond", "cond", "guided", "x0")
-"""What a run prepared from Python keeps of each step."""
-
-
-def undone_on_error(work: Callable[Concatenate[Parts, P], Run]) -> Callable[Concatenate[Parts, P], Run]:
-    """What makes a run, leaving no LoRA in the weights where none comes of it."""
-
-    @wraps(work)
-    def undone(self: Parts, /, *arguments: P.args, **options: P.kwargs) -> Run:
-        with self.undone_on_error():
-            return work(self, *arguments, **options)
-
-    return undone
+__all__ = ["prepare"]
 
 
 @undone_on_error
@@ -70,6 +55,8 @@ def prepare(
     prompt: str | Sequence[str],
     *,
     negative: str | Sequence[str] = "",
+    prompt_2: str | Sequence[str] | None = None,
+    negative_2: str | Sequence[str] | None = None,
     depth: Any = None,
     normal: Any = None,
     canny: Any = None,
@@ -113,6 +100,8 @@ def prepare(
     and `seed` may be lists, one for each image; a single seed counts up, None draws one (see `run.seeds`). After the
     share `guidance_end` of the run guidance is off, which halves the work of what is left (approximate: another
     picture). Where the model says so (SDXL), an empty negative prompt is none: zeros, and " " the empty text.
+    `prompt_2` and `negative_2` are for SDXL's second text encoder, where it shall not read what the first does (empty:
+    it shall).
     `sampler` is a name ("dpm++ 2m karras"), a diffusers scheduler or a Sampler. `latents` [B,4,h,w] replace the first
     draw of noise.
 
@@ -139,35 +128,49 @@ def prepare(
     check_fit(fit)
     check_watch(watch)
     check_exact(exact)
-    check_size_ids(size_ids, told=self.defaults.two_encoders)
+    two = self.defaults.two_encoders
+    check_size_ids(size_ids, told=two)
+    check_second(two=two, prompt_2=prompt_2, negative_2=negative_2)
     distinct = count_prompts(prompt, count)
     strength, masked = check_strength(image, mask, strength, paste, latents), mask is not None
     check_channels(self.unet.config.in_channels, masked=masked)
     prompts = spread_prompts("prompt", prompt, distinct, count)
     negatives = spread_prompts("negative prompt", negative, distinct, count)
     syntax = check_syntax(syntax)
-    prompts, tags = (prompts, ()) if syntax == PLAIN else take_all_tags(prompts, negatives)
+    tags: tuple[Tag, ...] = ()
+    if syntax != PLAIN:
+        prompts, tags = take_all_tags(prompts, negatives)
+    second = second_prompts(prompt_2, negative_2, (prompts, negatives), distinct, count)
+    if syntax != PLAIN and second is not None:
+        check_untagged("second", [*second[0], *second[1]])
     scales = spread_scales(self.defaults.guidance if guidance is None else guidance, distinct, count)
     seeds = check_seeds(random_seed(len(prompts)) if seed is None else seed, len(prompts))
     wanted = gather(depth, normal, canny, controls)
     for control in wanted:
         self.net_source(control.kind, control.net)  # before anything slow begins
     added, words = self.extras.loras(loras, tags), self.extras.embeddings(embeddings)
-    vocabulary = self.vocabulary(words)
+    readers = self.readers(words)
     schedule: dict[str, Any] = {"steps": steps, "timesteps": timesteps, "sigmas": sigmas, "eta": eta}
     made, spec = build_sampler(sampler, self.scheduler, self.defaults.sampler, **schedule)
     made = made if image is None else part_way(made, strength)
     windows = [control.window for control in wanted]
-    texts = texts_of(syntax, prompts, negatives, made)
-    for line in taken_for_text(texts):
+    texts = texts_of(syntax, [(prompts, negatives), *([] if second is None else [second])], made)
+    for line in notes_on(texts):
         say(line)
     levels: dict[str, Any] = {"guidance": scales, "rescale": rescale, "windows": windows}
     levels |= {"guidance_end": guidance_end, "distilled": is_told(self.unet.config)}
     plan = make_plan(made, **levels, contexts=texts.rows, device=self.device)
     if words:
-        for line in unused(vocabulary, numbers_of(self.readers(vocabulary)[0], texts, guided=plan.guided)):
+        read = [
+            (reader.vocabulary, numbers_of(reader, k, texts, guided=plan.guided))
+            for k, reader in enumerate(readers)
+        ]
+        for line in unused(*read):
             say(line)
-    if any(negatives) and not plan.guided:
+    absent = [
+        not any(texts) for texts in zip(negatives, negatives if second is None else second[1], strict=True)
+    ]
+    if not all(absent) and not plan.guided:
         told_it = "this model is told its guidance, and has no half for it"
         say(f"the negative prompt has no effect: {told_it if plan.distilled else 'guidance is off'}")
     if guidance_end < 1.0 and all(scale <= 1.0 for scale in scales):
@@ -197,8 +200,8 @@ def prepare(
     self.put_on(unet, added, probe)
     encoding: dict[str, Any] = {"guided": plan.guided, "clip_skip": clip_skip}
     if self.defaults.zeros:
-        encoding["zeros"] = [not text for text in negatives]
-    contexts = encode_texts(self.readers(vocabulary), texts, **encoding, **told)
+        encoding["zeros"] = absent
+    contexts = encode_texts(readers, texts, **encoding, **told)
     noise = Noise(seeds, latent_size(size), self.device)
     dtype = torch.promote_types(self.dtype, torch.float32)
     if init is not None:
@@ -208,13 +211,14 @@ def prepare(
         first = noise.draw(0) if latents is None else given_latents(latents, noise)
         begun = Beginning(start(plan, first.to(dtype), draws=int(latents is None)))
     shown = tuple(hint.tensor[None] for hint in hints)
-    ids = (size_ids or SizeIds()).tensor(size) if self.defaults.two_encoders else None
+    ids = (size_ids or SizeIds()).tensor(size) if two else None
     conditions = Conditions(contexts, shown, begun.inpaint, ids)
 
     account = recipe.of_run(
         account_of(self, masked=masked),
         prompts=prompts,
         negatives=negatives,
+        second=second,
         size=size,
         size_ids=size_ids,
         zeros=self.defaults.zeros,
@@ -249,43 +253,3 @@ def prepare(
     }
     setup = set_up(self, plan, conditions, wanted, hints, account, origin, added, exact, **told, **keeping)
     return Run(setup, begun.state, noise, watch=watch)
-
-
-def account_of(model: Parts, *, masked: bool) -> dict[str, Any]:
-    """What of an account is the model's, in a run with a mask or without one."""
-    return recipe.of_model(model.source, model.hashes(masked=masked), model.dtype)
-
-
-def set_up(
-    model: Parts,
-    plan: Plan,
-    conditions: Conditions,
-    controls: Sequence[Control],
-    hints: tuple[images.Hint, ...],
-    account: Mapping[str, Any],
-    origin: Mapping[str, Any],
-    added: Sequence[AddedLora],
-    exact: Exact,
-    *,
-    say: Say,
-    probe: ProbeLike,
-    **keeping: Any,
-) -> Setup:
-    """All of a run that no step changes, its networks bound to it; `keeping` are the Setup's `blend` and `paste`."""
-    loaded = [model.net(control.kind, control.net, probe=probe) for control in controls]
-    unet = model.unet_for(masked=recipe.is_masked(account), probe=probe)
-    networks = predict.prepare(
-        plan,
-        conditions,
-        unet,
-        loaded,
-        names=[control.kind for control in controls],
-        guess=bool(account["guess"]),
-        exact=exact,
-        runner=model.runner,
-        hold=partial(model.hold, model.runner, unet, added),
-        probe=probe,
-    )
-    return Setup(
-        plan, conditions, networks, model.vae, model.runner, account, origin, hints, say, probe, **keeping
-    )

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rawdiff import images, recipe, saved
-from rawdiff.arguments import check_callables, check_path, rebuild_sampler, shown
+from rawdiff.arguments import check_callables, check_path, rebuild_sampler, second_prompts, shown
 from rawdiff.beginning import part_way
+from rawdiff.binding import WATCH, account_of, set_up, undone_on_error
 from rawdiff.controls import recall
 from rawdiff.errors import UsageError
 from rawdiff.geometry import latent_size
@@ -18,7 +19,6 @@ from rawdiff.nets.guidance import is_told
 from rawdiff.noise import Noise
 from rawdiff.parts import Parts
 from rawdiff.plan import make_plan
-from rawdiff.preparing import WATCH, account_of, set_up, undone_on_error
 from rawdiff.probes import NO_PROBE, ProbeLike
 from rawdiff.run import Run
 from rawdiff.say import Say, say_on_stderr
@@ -66,6 +66,8 @@ def resume(
     made = made if account["image"] is None else part_way(made, account["image"]["strength"])
     windows = [control.window for control in wanted]
     syntax = check_syntax(account.get("syntax"))
+    first = (account["prompt"], account["negative"])
+    second = second_prompts(account.get("prompt_2"), account.get("negative_2"), first, len(first[0]), 1)
     plan = make_plan(
         made,
         guidance=account["guidance"],
@@ -73,7 +75,7 @@ def resume(
         windows=windows,
         device=self.device,
         guidance_end=1.0 if account.get("guidance_end") is None else account["guidance_end"],
-        contexts=texts_of(syntax, account["prompt"], account["negative"], made).rows,
+        contexts=texts_of(syntax, [first, *([] if second is None else [second])], made).rows,
         distilled=is_told(self.unet.config),
     )
     held.check_table(plan)

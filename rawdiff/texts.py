@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -14,10 +13,13 @@ from rawdiff.limits import check_text
 from rawdiff.probes import NO_PROBE, ProbeLike
 from rawdiff.prompts import Encoded, Reader, chunks_of, cut, encode_chunks, encode_prompts
 from rawdiff.sampler import Sampler, number_steps
-from rawdiff.say import Say, say_nothing, say_on_stderr
-from rawdiff.syntax import PLAIN, Chunk, find_markup, schedule
+from rawdiff.say import Say, say_on_stderr
+from rawdiff.syntax import PLAIN, Chunk, find_markup, find_unbalanced, schedule
 
-__all__ = ["Texts", "encode_texts", "numbers_of", "taken_for_text", "texts_of"]
+__all__ = ["Both", "Texts", "encode_texts", "notes_on", "numbers_of", "texts_of"]
+
+Both = tuple[Sequence[str], Sequence[str]]
+"""Prompts and negative prompts, one of each for each picture."""
 
 
 @dataclass(frozen=True)
@@ -25,45 +27,66 @@ class Texts:
     """The texts of a run's contexts, and the number of each row's."""
 
     syntax: str
-    contexts: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
-    """Prompts and negative prompts, one of each for each picture; no two contexts are the same."""
+    contexts: tuple[tuple[Both, ...], ...]
+    """Each for the first text encoder, and for the second where that reads another; no two contexts are the same."""
     rows: tuple[int, ...]
 
+    def read_by(self, k: int) -> tuple[Both, ...]:
+        """What the first text encoder (0) or the second (1) reads in each context."""
+        return tuple(context[min(k, len(context) - 1)] for context in self.contexts)
 
-def texts_of(syntax: str, prompts: Sequence[str], negatives: Sequence[str], sampler: Sampler) -> Texts:
-    """The texts at each row of a sampler: a function of the prompts and of its steps."""
+    @property
+    def pictures(self) -> int:
+        """How many pictures there are."""
+        return len(self.contexts[0][0][0])
+
+
+def texts_of(syntax: str, words: Sequence[Both], sampler: Sampler) -> Texts:
+    """The texts at each row of a sampler: a function of the prompts and of its steps.
+
+    `words` are those for the first text encoder, and for the second where that reads another.
+    """
     if syntax == PLAIN:
-        return Texts(syntax, ((tuple(prompts), tuple(negatives)),), (0,) * len(sampler.rows))
+        whole = tuple((tuple(prompts), tuple(negatives)) for prompts, negatives in words)
+        return Texts(syntax, (whole,), (0,) * len(sampler.rows))
     steps = number_steps(sampler)
-    schedules = {text: schedule(text, steps[-1] + 1) for text in {*prompts, *negatives}}
+    schedules = {text: schedule(text, steps[-1] + 1) for text in _every([words])}
 
     def told(texts: Sequence[str], step: int) -> tuple[str, ...]:
-        return tuple(
-            next(text for start, text in reversed(schedules[prompt]) if start <= step) for prompt in texts
-        )
+        return tuple(next(text for start, text in reversed(schedules[own]) if start <= step) for own in texts)
 
-    numbered: dict[tuple[tuple[str, ...], tuple[str, ...]], int] = {}
+    numbered: dict[tuple[Both, ...], int] = {}
     rows = [
-        numbered.setdefault((told(prompts, step), told(negatives, step)), len(numbered)) for step in steps
+        numbered.setdefault(
+            tuple((told(prompts, step), told(negatives, step)) for prompts, negatives in words), len(numbered)
+        )
+        for step in steps
     ]
     return Texts(syntax, tuple(numbered), tuple(rows))
 
 
-def taken_for_text(texts: Texts) -> Iterator[str]:
-    """A line on what of plain prompts looks as if it was meant to be more than text."""
+def _every(contexts: Iterable[Iterable[Both]]) -> dict[str, None]:
+    """Every text once, in order."""
+    return dict.fromkeys(text for context in contexts for both in context for half in both for text in half)
+
+
+def notes_on(texts: Texts) -> Iterator[str]:
+    """Lines on what was hardly meant as it is read: markup in plain prompts, brackets without a partner in others."""
     if texts.syntax != PLAIN:
+        lines = map(find_unbalanced, _every(texts.contexts))
+        yield from dict.fromkeys(line for line in lines if line is not None)
         return
-    for prompt in dict.fromkeys(text for both in texts.contexts[0] for text in both):
+    for prompt in _every(texts.contexts):
         found = find_markup(prompt)
         if found is not None:
             yield f"{found[:60]!r} in the prompt is read as plain text; the prompt syntax a1111 reads it otherwise"
             return
 
 
-def numbers_of(reader: Reader, texts: Texts, *, guided: bool) -> Iterator[int]:
-    """Every token number that `encode_texts` has `reader` encode, paddings aside; raises UsageError as it does."""
+def numbers_of(reader: Reader, k: int, texts: Texts, *, guided: bool) -> Iterator[int]:
+    """Every token number that `encode_texts` has reader `k` encode, paddings aside; raises UsageError as it does."""
     vocabulary, length = reader.vocabulary, reader.length
-    halves = (half for both in texts.contexts for half in (both if guided else both[:1]))
+    halves = (half for both in texts.read_by(k) for half in (both if guided else both[:1]))
     for text in dict.fromkeys(text for half in halves for text in half):
         if texts.syntax == PLAIN:
             yield from cut(vocabulary, check_text("prompt", text), length)[0]
@@ -88,20 +111,10 @@ def encode_texts(
     are added to the others, as that program does. Raises UsageError where that would lengthen one picture for
     another's sake.
     """
-    prompts = [prompt for cond, _ in texts.contexts for prompt in cond]
-    negatives = [negative for _, uncond in texts.contexts for negative in uncond] if guided else []
-    told: dict[str, Any] = {"say": say, "probe": probe}
-    found = [
-        _read(
-            reader,
-            texts,
-            prompts,
-            negatives,
-            clip_skip,
-            {**told, "say": told["say"] if k == 0 else say_nothing},
-        )
-        for k, reader in enumerate(readers)
-    ]
+    if texts.syntax == PLAIN:
+        found = _plainly(readers, texts, guided, clip_skip, say, probe)
+    else:
+        found = _in_chunks(readers, texts, guided, clip_skip, probe)
     cond = _joined([both[0] for both in found])
     uncond = _joined([both[1] for both in found if both[1] is not None]) if guided else None
     if uncond is not None and any(zeros):
@@ -113,30 +126,50 @@ def encode_texts(
     return tuple(Context(c, *rest) for c, rest in zip(cond.context.chunk(count), others, strict=True))
 
 
-def _read(
-    reader: Reader,
-    texts: Texts,
-    prompts: Sequence[str],
-    negatives: Sequence[str],
-    clip_skip: int,
-    told: dict[str, Any],
-) -> tuple[Encoded, Encoded | None]:
-    """What one encoder says of the prompts, and of the negative prompts where there are any."""
-    if texts.syntax == PLAIN:
-        cond = encode_prompts(reader, prompts, clip_skip=clip_skip, **told)
-        return cond, encode_prompts(reader, negatives, **told) if negatives else None
-    probe = told["probe"]
+def _halves(texts: Texts, k: int, guided: bool) -> tuple[list[str], list[str]]:
+    """All that reader `k` reads, the prompts of every context and, where it is read, the negative prompts."""
+    prompts = [prompt for cond, _ in texts.read_by(k) for prompt in cond]
+    return prompts, [negative for _, uncond in texts.read_by(k) for negative in uncond] if guided else []
+
+
+def _plainly(
+    readers: Sequence[Reader], texts: Texts, guided: bool, clip_skip: int, say: Say, probe: ProbeLike
+) -> list[tuple[Encoded, Encoded | None]]:
+    """What each reader says of the prompts, and of the negative prompts where there are any."""
+    told: set[str] = set()
+
+    def say_once(line: str) -> None:  # two tokenizers cut a text alike
+        if line not in told:
+            told.add(line)
+            say(line)
+
+    found = []
+    for k, reader in enumerate(readers):
+        prompts, negatives = _halves(texts, k, guided)
+        cond = encode_prompts(reader, prompts, clip_skip=clip_skip, say=say_once, probe=probe)
+        uncond = encode_prompts(reader, negatives, say=say_once, probe=probe) if guided else None
+        found.append((cond, uncond))
+    return found
+
+
+def _in_chunks(
+    readers: Sequence[Reader], texts: Texts, guided: bool, clip_skip: int, probe: ProbeLike
+) -> list[tuple[Encoded, Encoded | None]]:
+    """The same under A1111's syntax, every text in as many chunks as the longest has."""
+    halves = [_halves(texts, k, guided) for k in range(len(readers))]
     with probe("tokens", host=True):
-        chunks = {
-            text: chunks_of(reader.vocabulary, text, reader.length)
-            for text in dict.fromkeys([*prompts, *negatives])
-        }
+        chunks = [
+            {text: chunks_of(reader.vocabulary, text, reader.length) for text in _every([[own]])}
+            for reader, own in zip(readers, halves, strict=True)
+        ]
         count = _count_chunks(texts, chunks)
-        padded = {text: (*own, *[Chunk()] * (count - len(own))) for text, own in chunks.items()}
-    cond = encode_chunks(reader, [padded[p] for p in prompts], clip_skip=clip_skip, probe=probe)
-    if not negatives:
-        return cond, None
-    return cond, encode_chunks(reader, [padded[n] for n in negatives], probe=probe)
+    found = []
+    for reader, (prompts, negatives), own in zip(readers, halves, chunks, strict=True):
+        padded = {text: (*some, *[Chunk()] * (count - len(some))) for text, some in own.items()}
+        cond = encode_chunks(reader, [padded[p] for p in prompts], clip_skip=clip_skip, probe=probe)
+        uncond = encode_chunks(reader, [padded[n] for n in negatives], probe=probe) if guided else None
+        found.append((cond, uncond))
+    return found
 
 
 def _joined(found: Sequence[Encoded]) -> Encoded:
@@ -153,13 +186,18 @@ def _silenced(found: Encoded, absent: Sequence[bool]) -> Encoded:
     return Encoded(found.context.masked_fill(here[:, None, None], 0.0), pooled)
 
 
-def _count_chunks(texts: Texts, chunks: dict[str, tuple[Chunk, ...]]) -> int:
-    """The most chunks that a picture's texts have, at any row; each picture must need as many."""
-    pictures = [
-        {text for both in texts.contexts for half in both for text in half[k : k + 1]}
-        for k in range(len(texts.contexts[0][0]))
+def _count_chunks(texts: Texts, chunks: Sequence[Mapping[str, Sequence[Chunk]]]) -> int:
+    """The most chunks that a picture's texts have, at any row, for any reader; each picture must need as many."""
+    counts = [
+        max(
+            len(own.get(text, ()))
+            for k, own in enumerate(chunks)
+            for both in texts.read_by(k)
+            for half in both
+            for text in half[picture : picture + 1]
+        )
+        for picture in range(texts.pictures)
     ]
-    counts = [max(len(chunks.get(text, ())) for text in own) for own in pictures]
     if len(set(counts)) > 1:
         k = next(k for k, count in enumerate(counts) if count != counts[0])
         raise UsageError(

@@ -9,15 +9,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rawdiff.errors import UsageError, WeightsError
 from rawdiff.weights import Embedding
+from rawdiff.weights.embedding import SDXL_NAMES
 
-__all__ = ["Vocabulary", "add_words", "unused"]
+__all__ = ["Ground", "Vocabulary", "add_words", "unused", "vocabularies"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +48,27 @@ class Vocabulary:
         """The token number of a comma, where there is one."""
         found = self.tokenizer.convert_tokens_to_ids(",</w>")
         return None if found == self.tokenizer.unk_token_id else int(found)
+
+
+class Ground(NamedTuple):
+    """What words are added to: a tokenizer, with the width and the positions of the text encoder that it is for."""
+
+    tokenizer: Any
+    width: int
+    positions: int
+
+
+def vocabularies(grounds: Sequence[Ground], embeddings: Sequence[Embedding]) -> tuple[Vocabulary, ...]:
+    """The vocabulary of each of a model's text encoders, with `embeddings` in it; raises what `add_words` does.
+
+    WeightsError too for an embedding that was made for fewer text encoders than the model has, or for more.
+    """
+    for one in embeddings:
+        _check_encoders(one, grounds)
+    return tuple(
+        add_words(ground.tokenizer, [one.of_encoder(k) for one in embeddings], ground.width, ground.positions)
+        for k, ground in enumerate(grounds)
+    )
 
 
 def add_words(tokenizer: Any, embeddings: Sequence[Embedding], width: int, positions: int) -> Vocabulary:
@@ -83,11 +105,40 @@ def add_words(tokenizer: Any, embeddings: Sequence[Embedding], width: int, posit
     return Vocabulary(extended, start, torch.cat([one.vectors.double() for one in embeddings]), spans)
 
 
-def unused(vocabulary: Vocabulary, encoded: Iterable[int]) -> Iterator[str]:
-    """A line on each trigger that is not among the token numbers that are encoded: its embedding has no effect."""
-    for number in sorted(vocabulary.spans.keys() - set(encoded)):
-        word = vocabulary.tokenizer.convert_ids_to_tokens(number)
+def unused(*read: tuple[Vocabulary, Iterable[int]]) -> Iterator[str]:
+    """A line on each trigger that is not among the token numbers that any text encoder reads: it has no effect.
+
+    Each of `read` is the vocabulary of one, and those numbers.
+    """
+    left: list[str] = []
+    for k, (vocabulary, encoded) in enumerate(read):
+        numbers = sorted(vocabulary.spans.keys() - set(encoded))
+        words = [str(vocabulary.tokenizer.convert_ids_to_tokens(number)) for number in numbers]
+        left = words if k == 0 else [word for word in left if word in words]
+    for word in left:
         yield f"the embedding {word!a} has no effect: no prompt has this word, as it is read"
+
+
+def _check_encoders(one: Embedding, grounds: Sequence[Ground]) -> None:
+    """Raise WeightsError unless it has vectors for each of a model's text encoders, of the width of each."""
+    if len(grounds) == 1:
+        if one.vectors_2 is not None:
+            raise WeightsError(
+                f"{one.path}: was made for a model with two text encoders (SDXL), and this model has one: expected "
+                f"vectors of width {grounds[0].width} alone"
+            )
+        return
+    if one.vectors_2 is None:
+        raise WeightsError(
+            f"{one.path}: its vectors of width {one.vectors.shape[1]} are for one text encoder, and this model has two "
+            f"(SDXL): expected a file with {' and '.join(SDXL_NAMES)}"
+        )
+    for name, vectors, ground in zip(SDXL_NAMES, (one.vectors, one.vectors_2), grounds, strict=True):
+        if vectors.shape[1] != ground.width:
+            raise WeightsError(
+                f"{one.path}: {name} has width {vectors.shape[1]}, expected {ground.width}, as this model's text "
+                "encoder has"
+            )
 
 
 def _check_fit(one: Embedding, width: int, length: int) -> None:

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import threading
+import time
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rawdiff import images
-from rawdiff.errors import InputError, UsageError
+from rawdiff.errors import InputError, ResourceError, UsageError
 from rawdiff.jobs import batch as batches
 from rawdiff.jobs import workshop
 from rawdiff.jobs.manifest import KEYS, read_manifest
@@ -154,7 +156,7 @@ def test_a_failed_item_does_not_stop_the_others(here: Path) -> None:
     said = done.err.splitlines()
     for line in (
         "line 1: ", "none.png: no such file", "line 2: size 63x64 is not a multiple of 8", "line 3: steps 0",
-        "line 4: prompt: what stands at place 1", "line 5: a map of 72x48 has another aspect",
+        "line 4: prompt: what stands at place 1", "line 5: ", "d.png: the depth map of 72x48 has another aspect",
         "line 6: sampler 'nosuch' is not known", "line 7: seed 4294967296", "line 8: clip skip 9",
         "line 9: out 'i.png': one name for 2 pictures",
     ):  # fmt: skip
@@ -253,6 +255,51 @@ def test_a_folder_is_held_by_one_process_at_a_time(here: Path) -> None:
     assert done.code == 6
     assert "output_images: another batch is at work there" in done.error
     rawdiff("batch", path).ok()
+    assert not (here / "output_images" / batches.LOCK_NAME).exists()
+
+
+def test_the_lock_excludes_though_its_file_comes_and_goes(tmp_path: Path) -> None:
+    """Threads open it anew each time, as processes do; some open a file that is removed before they hold it."""
+    inside, seen, held, refused = [0], [0], [0], [0]
+
+    def work() -> None:
+        for _ in range(40):
+            try:
+                with batches.locked(tmp_path):
+                    inside[0] += 1
+                    seen[0], held[0] = max(seen[0], inside[0]), held[0] + 1
+                    time.sleep(0.0005)
+                    inside[0] -= 1
+            except ResourceError:
+                refused[0] += 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [1]
+    assert held[0] + refused[0] == 160
+    assert held[0] > 4
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_manifest_copied_without_its_files_says_what_to_do(here: Path) -> None:
+    (here / "first").mkdir()
+    (here / "second").mkdir()
+    depth_map(here / "first" / "d.png", (64, 64))
+    lines = [quick("a", depth="d.png"), quick("b", lora="style.safetensors"), quick("c", image="e.png")]
+    path = write(here / "first" / "m.jsonl", *lines)
+    copied = here / "second" / "m.jsonl"
+    copied.write_bytes(Path(path).read_bytes())
+    done = rawdiff("batch", copied, "--dry-run")
+    assert done.code == 7
+    for k, name in enumerate(("d.png", "style.safetensors", "e.png"), start=1):
+        assert (
+            f"line {k}: {here / 'second' / name}: no such file; paths in {copied} are relative to its folder: copy the "
+            "file there too, or run the manifest where its files are"
+        ) in done.err
+    rawdiff("batch", write(path, lines[0]), "--dry-run").ok()
 
 
 def test_what_a_killed_process_left_is_swept_and_a_living_ones_is_not(here: Path) -> None:

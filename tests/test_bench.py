@@ -25,6 +25,7 @@ from rawdiff.jobs.prepared import Prepared
 from rawdiff.jobs.request import ControlRequest, Request
 from rawdiff.jobs.workshop import Workshop
 from rawdiff.nets.exact import Exact
+from rawdiff.openvino import version
 from rawdiff.probes import Probe
 from rawdiff.say import say_nothing
 from rawdiff.study.bench import Settings, arms, flops, measuring, report, work
@@ -32,6 +33,7 @@ from rawdiff.study.bench.arms import chosen, proposals
 from rawdiff.study.bench.page import as_html
 from rawdiff.study.bench.parts import REST
 from tests.cli_run import Result, depth_map, rawdiff
+from tests.openvino_cases import needed
 
 pytest_plugins = ["tests.cli_fixtures"]
 
@@ -285,6 +287,50 @@ def test_mistakes_are_one_line(here: Path, options: list[str], words: str) -> No
     assert result.out == ""
     assert sorted(path.name for path in here.iterdir()) == ["taken.txt"]
     assert (here / "taken.txt").read_text() == "mine"
+
+
+@needed
+def test_the_networks_by_openvino(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command, its cold process and its proposals alike; each network is compiled before it is measured."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(here / "cache"))
+    words = (
+        "bench",
+        "-p",
+        "a cube",
+        "--size",
+        "48x40",
+        "--steps",
+        "2",
+        "--repeat",
+        "1",
+        "--backend",
+        "openvino",
+    )
+    done = rawdiff(*words, "--only", "without-kv", "--only", "reuse-2", "--json", "b.json").ok()
+    found = json.loads((here / "b.json").read_text())
+    assert found["machine"]["backend"] == f"openvino {version()}"
+    assert f"openvino {version()}" in done.out.splitlines()[0]
+    kv, reuse = found["proposals"]
+    assert (kv["left_out"], reuse["left_out"]) == (None, None)
+    assert kv["equal"] or kv["psnr_db"] > 60
+    assert not reuse["equal"]
+
+
+def test_files_are_replaced_where_that_is_asked_for(here: Path) -> None:
+    """Whole, and no folder."""
+    for name in ("b.json", "b.html"):
+        (here / name).write_text("mine")
+    words = ("bench", "-p", "a cube", "--size", "48x40", "--steps", "1", "--no-proposals", "--repeat", "1")
+    files = ("--json", "b.json", "--html", "b.html")
+    refused = rawdiff(*words, *files)
+    assert (
+        refused.code,
+        "json b.json: exists already; choose another name, or --overwrite" in refused.error,
+    ) == (2, True)
+    rawdiff(*words, *files, "--overwrite").ok()
+    assert json.loads((here / "b.json").read_text())["format"] == 1
+    assert (here / "b.html").read_text().startswith("<!DOCTYPE html>")
+    assert "name of a file" in rawdiff(*words, "--json", ".", "--overwrite").error
 
 
 def test_no_prompt_is_a_mistake(here: Path) -> None:

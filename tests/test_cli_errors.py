@@ -166,7 +166,10 @@ def test_the_least_memory_is_of_the_right_order() -> None:
         (lambda path: path.mkdir(), "d.png"),
         (lambda path: path.write_bytes(b""), "d.png"),
         (lambda path: path.write_bytes(b"GIF89a" + bytes(100)), "d.png"),
-        (lambda path: depth_map(path, (48, 48)), "has another aspect than the picture's 72x48"),
+        (
+            lambda path: depth_map(path, (48, 48)),
+            "d.png: the depth map of 48x48 has another aspect than the picture's 72x48",
+        ),
         (lambda path: path.write_bytes(depth_map(path).read_bytes()[:200]), "truncated"),
     ],
     ids=["missing", "folder", "empty", "gif", "aspect", "truncated"],

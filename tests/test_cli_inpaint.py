@@ -160,7 +160,11 @@ def test_paths_of_a_batch_are_the_manifests(here: Path) -> None:
         (["--image", "nowhere.png"], 3, "nowhere.png"),
         (["--image", "room.png", "--mask", "small.png"], 3, "the mask is 40x40 and the image 40x48"),
         (["--image", "room.png", "--mask", "black.png"], 3, "black.png: the mask is white nowhere"),
-        (["--image", "room.png", "--size", "64x64"], 3, "40x48 has another aspect than the picture's 64x64"),
+        (
+            ["--image", "room.png", "--size", "64x64"],
+            3,
+            "room.png: the image of 40x48 has another aspect than the picture's 64x64",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_one_line(here: Path, words: list[str], code: int, said: str) -> None:

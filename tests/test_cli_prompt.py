@@ -73,6 +73,40 @@ def test_what_is_cut_is_shown() -> None:
     assert "--prompt-syntax a1111 reads it otherwise" in rawdiff("prompt", "a (red:1.3) cube").ok().out
 
 
+def test_a_lora_that_is_not_there_is_noted() -> None:
+    """A run is refused; the prompt is shown all the same."""
+    said = rawdiff("prompt", "a cube <lora:clay:1> <lora:paper:0.5>", *A1111).ok()
+    line = "lora 'clay': this model brings none of that name (it has paper), and a run refuses it"
+    assert said.lines[-1] == f"{line}; a file is given by --lora PATH@scale"
+    assert said.lines[:2] == ["lora clay, scale 1", "lora paper, scale 0.5"]
+    known = rawdiff("prompt", "a cube <lora:paper:0.5>", *A1111, "--json").ok().out
+    assert json.loads(known)["notes"] == []
+    assert rawdiff("gen", "-p", "a <lora:clay:1>", *QUICK, *A1111, "--dry-run").code == 2
+
+
+@pytest.mark.parametrize(
+    ("prompt", "note"),
+    [
+        ("a ((red) cube", "the bracket of '((red) cube' is never closed: it weighs everything to the end"),
+        ("a red) cube", "the bracket of 'a red)' closes nothing: it is read as text"),
+        ("a red:1.2) cube", "the bracket of 'a red:1.2)' closes nothing: it is read as text"),
+        (
+            "[red:blue:0.5 cube",
+            "the bracket of '[red:blue:0.5 cube' is never closed: it weighs everything to the end",
+        ),
+        ("a] (b [c", "the bracket of 'a]' closes nothing: it is read as text (and 2 others)"),
+        (r"a (red) \( [on:grass:1] (b:1.2)", None),
+    ],
+)
+def test_brackets_without_a_partner(prompt: str, note: str | None) -> None:
+    """As they are read without a word elsewhere; here by `prompt` and by a run on one line."""
+    expected = [] if note is None else [note]
+    assert json.loads(rawdiff("prompt", prompt, *A1111, "--json").ok().out)["notes"] == expected
+    told = rawdiff("gen", "-p", prompt, *QUICK, *A1111).ok().err.splitlines()
+    assert [line for line in told if "bracket" in line] == expected
+    assert "bracket" not in rawdiff("prompt", prompt).ok().out
+
+
 @pytest.mark.parametrize(
     ("words", "error"),
     [

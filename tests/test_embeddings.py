@@ -123,7 +123,7 @@ def test_tokens_are_those_of_the_tokenizer(model: Model) -> None:
     prompts = ["", "a red cube", "grass " * 75, "grass " * 76, "blue sphere " * 60]
     options = {"max_length": 77, "truncation": True, "padding": "max_length"}
     expected = [model.tokenizer(prompt, **options).input_ids for prompt in prompts]
-    assert tokenize(model.vocabulary(()), prompts, 77, silent).tolist() == expected
+    assert tokenize(model.readers()[0].vocabulary, prompts, 77, silent).tolist() == expected
 
 
 def test_the_model_stays_as_it_is(model: Model, tmp_path: Path) -> None:
@@ -297,9 +297,17 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "large": (lambda path: (path.touch(), os.truncate(path, 2**27)), "has 128 MiB; expected a textual-inversion"),
     "several": (lambda path: save_file({"a": vectors(1), "b": vectors(1)}, path), r"holds 2 tensors \('a', 'b'\)"),
     "none": (lambda path: torch.save({}, path), "holds 0 tensors; expected the one"),
-    "sdxl": (
-        lambda path: save_file({"clip_l": vectors(1), "clip_g": vectors(1)}, path),
-        r"two text encoders \(SDXL\)",
+    "half of sdxl's": (
+        lambda path: save_file({"clip_g": vectors(1)}, path),
+        r"holds clip_g alone, expected both clip_l and clip_g \(SDXL\)",
+    ),
+    "unequal halves": (
+        lambda path: save_file({"clip_l": vectors(2), "clip_g": vectors(3)}, path),
+        "has clip_l 2 and clip_g 3 vectors, expected as many for both text encoders",
+    ),
+    "nan in one half": (
+        lambda path: save_file({"clip_l": vectors(2), "clip_g": nan(vectors(2))}, path),
+        "'clip_g' holds NaN",
     ),
     "nan": (lambda path: save_file({"<a>": nan(vectors(3))}, path), "'<a>' holds NaN; the file is damaged"),
     "inf": (lambda path: save_file({"<a>": vectors(3) / 0}, path), "'<a>' holds Inf; the file is damaged"),
@@ -307,7 +315,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "integers, pickled": (lambda path: torch.save(torch.ones(2, 3).int(), path), "has dtype int32, expected a flo"),
     "shape": (lambda path: save_file({"<a>": torch.ones(1, 2, 3)}, path), r"has shape \(1, 2, 3\), expected one v"),
     "no vector": (lambda path: save_file({"<a>": torch.ones(0, 3)}, path), r"has shape \(0, 3\), expected one"),
-    "sparse": (lambda path: torch.save(torch.eye(3).to_sparse(), path), "is not a plain dense one|not a readable"),
+    "sparse": (lambda path: torch.save(torch.eye(3).to_sparse(), path), "is not a plain dense tensor|not a readable"),
     "numbers": (lambda path: torch.save([1, 2], path), "holds a list, expected a textual-inversion embedding"),
     "other things": (lambda path: torch.save({"a": [1]}, path), "holds other things than tensors"),
     "params": (lambda path: torch.save({"string_to_param": 5}, path), "holds other things than tensors"),

@@ -242,8 +242,12 @@ def test_hints_that_cannot_be() -> None:
     step[:, :100] = 200
     with pytest.raises(InputError, match="left after cropping is constant"):
         make_hint("depth", step, (64, 64), fit="crop", say=lambda _: None)
-    with pytest.raises(InputError, match="another aspect"):
+    with pytest.raises(
+        InputError, match=r"^array: the depth map of 640x64 has another aspect .* the depth map's aspect"
+    ):
         make_hint("depth", step, (64, 64), say=lambda _: None)
+    with pytest.raises(InputError, match=r"^array: the map for normal of 640x64 has another aspect"):
+        make_hint("normal", step, (64, 64), derive=True, say=lambda _: None)
 
 
 def test_saved_hints_are_what_the_nets_saw(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import rawdiff
 from rawdiff import Model, recipe, weights
@@ -122,6 +124,98 @@ def test_a_file_by_itself_is_of_the_models_family(tmp_path: Path, model: Path) -
     weights.with_vae(weights.open_source(model), str(vae), say=notes.append)
     assert len(notes) == 1
     assert "add #sdxl" in notes[0]
+
+
+def beside(folder: Path, **changes: Any) -> Path:
+    """A VAE's file with a config beside it, as one finds it in the folder of a model."""
+    folder.mkdir(exist_ok=True)
+    vae = small_vae(77, scaling_factor=SCALE)
+    file = write(folder / "mine.safetensors", vae.state_dict())
+    vae.save_config(folder)
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    return file
+
+
+def test_a_config_beside_a_file_is_its_own(here: Path, swapped: Model) -> None:
+    """Its scale and its form, said on one line; in the recipe with its hash."""
+    file = beside(here / "vae")
+    told: list[str] = []
+    found = rawdiff.load(os.environ["RAWDIFF_MODEL"], vae=file, device="cpu", say=told.append)
+    assert told == [
+        f"{file}: with the config.json beside it (latents scaled by 0.31); #sd1, #sd2 or #sdxl is without"
+    ]
+    assert found.vae.config.scaling_factor == SCALE
+    assert np.array_equal(picture(drawn(found)), picture(drawn(swapped)))
+    words = ["gen", "-p", "a red cube", "--size", "64x64", "--steps", "1", "--seed", "3"]
+    [path] = command(*words, "--vae", file).ok().lines
+    assert {"other vae/config.json", "other vae/mine.safetensors"} <= recipe.read(path)["picture"][
+        "weights"
+    ].keys()
+    [again] = command("gen", "--from", path).ok().lines
+    assert recipe.read(again)["id"] == recipe.read(path)["id"]
+    beside(here / "vae", scaling_factor=0.5)
+    changed = command("gen", "--from", path)
+    assert changed.code == 4
+    assert "other vae/config.json has SHA-256" in changed.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("text", "option", "why"),
+    [
+        (
+            '{"_class_name": "UNet2DConditionModel"}',
+            "",
+            "class 'UNet2DConditionModel', expected AutoencoderKL; it is a",
+        ),
+        ("{", "", "not valid JSON"),
+        (None, "#sdxl", "#sdxl was asked for"),
+    ],
+)
+def test_a_config_beside_a_file_that_is_not_used(
+    tmp_path: Path, model: Path, text: str | None, option: str, why: str
+) -> None:
+    """For which reason is said, beside a model of a family and beside one of its own."""
+    file = beside(tmp_path)
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    sdxl = write_header(tmp_path / "sdxl.safetensors", original_keys.checkpoint("sdxl"))
+    for source in (sdxl, model):
+        notes: list[str] = []
+        opened = weights.with_vae(weights.open_source(source), f"{file}{option}", say=notes.append)
+        expected = 0.13025 if source is sdxl or option else 0.18215
+        assert weights.read_config(opened, "vae")["scaling_factor"] == expected
+        assert f"{file}: the config.json beside it is not used: " in notes[0]
+        assert why in notes[0]
+        assert len(notes) == 1 + (source is model and not option)
+
+
+HARMS: dict[str, Any] = {
+    "missing": lambda held: held.pop("decoder.conv_in.bias"),
+    "misshapen": lambda held: held.update({"decoder.conv_in.bias": torch.zeros(3)}),
+    "not finite": lambda held: held["decoder.conv_in.bias"].fill_(float("nan")),
+    "too much": lambda held: held.update({"something.weight": torch.zeros(3)}),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_dry_run_refuses_what_the_run_refuses(here: Path, harm: str) -> None:
+    """The same line and exit code, of gen and of a batch."""
+    file = beside(here / "vae")
+    held = load_file(file)
+    HARMS[harm](held)
+    write(file, held)
+    (here / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(file.read_bytes())
+    file.unlink()
+    words = ["gen", "-p", "a", "--size", "64x64", "--steps", "1", "--seed", "3", "--vae", here / "vae"]
+    planned, run = command(*words, "--dry-run"), command(*words)
+    assert (planned.code, run.code) == (4, 4)
+    assert planned.out == ""
+    assert planned.error == run.err.splitlines()[-1]
+    (here / "m.jsonl").write_text(json.dumps({"prompt": "a", "steps": 1, "size": "64x64"}))
+    for dry in ((), ("--dry-run",)):
+        said = command("batch", "m.jsonl", "--vae", here / "vae", *dry)
+        assert (said.code, said.err.splitlines()[-1]) == (4, planned.error)
 
 
 # Recipes.

@@ -367,16 +367,6 @@ def test_a_net_of_another_family(model: Model) -> None:
         nets.controlnet.check(sdxl_controlnet(model.unet, 40), plain)
 
 
-def test_embeddings_of_words(model: Model, folder: Path, tmp_path: Path) -> None:
-    path = tmp_path / "word.safetensors"
-    save_file({"emb_params": torch.randn(1, TEXT_WIDTH)}, path)
-    with pytest.raises(UsageError, match=r"this model has two text encoders \(SDXL\), and textual inversion"):
-        model.prepare(PROMPT, embeddings=[str(path)], **OPTIONS)
-    said = rawdiff("gen", "-p", "x", "--model", folder, "--embedding", path, "--dry-run")
-    assert said.code == 2
-    assert "textual inversion" in said.error
-
-
 @pytest.mark.parametrize(
     ("ids", "words"),
     [

@@ -274,5 +274,5 @@ def test_triggers_are_words_of_the_bundled_tokenizer(tmp_path: Path) -> None:
     words = add_words(tokenizer, [read_embedding(tmp_path / "zorb.safetensors")], TEXT_WIDTH, 77)
     assert words.start == 49408
     assert words.numbers("a <zorb> cube") == [49406, 320, 49408, 49409, 11353, 49407]
-    assert list(unused(words, words.numbers("a <zorb>"))) == []
-    assert len(list(unused(words, words.numbers("a zorb")))) == 1
+    assert list(unused((words, words.numbers("a <zorb>")))) == []
+    assert len(list(unused((words, words.numbers("a zorb"))))) == 1

@@ -27,6 +27,8 @@ def bench(
     context: typer.Context,
     prompt: drawing.Prompt = None,
     negative: drawing.Negative = None,
+    prompt_2: drawing.Prompt2 = None,
+    negative_2: drawing.Negative2 = None,
     size: drawing.Size = None,
     seed: drawing.Seed = None,
     depth: drawing.Depth = None,
@@ -63,6 +65,7 @@ def bench(
     dtype: options.Dtype = None,
     speed: options.Speed = None,
     memory: options.Memory = None,
+    backend: options.Backend = None,
     repeat: Annotated[
         int, typer.Option(metavar="N", help="How often each is drawn, in turn.", rich_help_panel=STUDY)
     ] = 3,
@@ -94,6 +97,10 @@ def bench(
             rich_help_panel=STUDY,
         ),
     ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", metavar="", help="Let those files be replaced.", rich_help_panel=STUDY),
+    ] = False,
     debug: options.Debug = False,
 ) -> None:
     """Measure where a picture's time goes, and try what would save some of it.
@@ -104,14 +111,14 @@ def bench(
     """
     words = drawing.words_of(locals())
     where: dict[str, Any] = {"model": model, "revision": revision, "device": device, "dtype": dtype}
-    where |= {"speed": speed, "memory": memory, "vae": vae}
+    where |= {"speed": speed, "memory": memory, "vae": vae, "backend": backend}
     console = options.console_of(context)
     request = complete(request_from_words(words), console).check()
 
     from rawdiff.jobs.place import Place
     from rawdiff.study.bench import Settings, study
 
-    settings = Settings(repeat, not no_proposals, tuple(only or ()), json_file, html_file)
+    settings = Settings(repeat, not no_proposals, tuple(only or ()), json_file, html_file, overwrite)
     words |= {"prompt": request.prompt, "net": net, "offline": offline or None, **where}
     place = Place.from_words(net or (), offline=offline, **where)
     for line in study(request, place, words, settings, console.say):

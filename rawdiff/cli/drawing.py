@@ -27,9 +27,11 @@ __all__ = [
     "Loras",
     "Mask",
     "Negative",
+    "Negative2",
     "Normal",
     "Paste",
     "Prompt",
+    "Prompt2",
     "Rescale",
     "Sampler",
     "Seed",
@@ -58,11 +60,30 @@ Negative = Annotated[
     str | None,
     typer.Option("--negative", "-n", metavar="TEXT", help="What not to draw.", rich_help_panel=WORDS),
 ]
+Prompt2 = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt-2",
+        metavar="TEXT",
+        help="What SDXL's second text encoder reads; else the prompt.",
+        rich_help_panel=WORDS,
+    ),
+]
+Negative2 = Annotated[
+    str | None,
+    typer.Option(
+        "--negative-2",
+        metavar="TEXT",
+        help="The same of what not to draw; else the negative prompt.",
+        rich_help_panel=WORDS,
+    ),
+]
 Size = Annotated[
     str | None,
     typer.Option(
         metavar="WxH",
-        help="In pixels, multiples of 8; else the map's shape at the model's own area; others should be near it.",
+        help="In pixels, multiples of 8; else the image's own, or the map's shape at the model's area; others should "
+        "be near that.",
         rich_help_panel=WORDS,
     ),
 ]
@@ -180,7 +201,10 @@ Syntax = Annotated[
 Image = Annotated[
     str | None,
     typer.Option(
-        metavar="PATH", help="A picture to begin from; its size is the result's.", rich_help_panel=IMAGE
+        metavar="PATH",
+        help="A picture to begin from; its size is the result's. If that is no multiple of 8 (130x130), or beyond "
+        "1024x1024 pixels, its shape is, at the model's area.",
+        rich_help_panel=IMAGE,
     ),
 ]
 Mask = Annotated[
@@ -238,7 +262,8 @@ GuidanceEnd = Annotated[
 ]
 
 OF_A_REQUEST = (
-    "prompt", "negative", "prompt_syntax", "size", "seed", "depth", "normal", "canny", "derive", "control", "fit",
+    "prompt", "negative", "prompt_2", "negative_2",
+    "prompt_syntax", "size", "seed", "depth", "normal", "canny", "derive", "control", "fit",
     "depth_range", "depth_invert", "image", "mask", "strength", "paste", "lora", "embedding", "sampler", "steps",
     "timesteps", "sigmas", "guidance", "guidance_end", "rescale", "clip_skip", "guess", "eta",
 )  # fmt: skip

@@ -29,6 +29,8 @@ def gen(
     context: typer.Context,
     prompt: drawing.Prompt = None,
     negative: drawing.Negative = None,
+    prompt_2: drawing.Prompt2 = None,
+    negative_2: drawing.Negative2 = None,
     size: drawing.Size = None,
     seed: drawing.Seed = None,
     count: Annotated[

@@ -51,6 +51,10 @@ class Runner:
     def keep(self, nets: Iterable[Any]) -> None:
         """Take charge of where `nets` are."""
 
+    def more_bytes(self, nets: Iterable[Any]) -> int:
+        """Bytes that running `nets` would take for copies of their weights, beyond those that are held now."""
+        return 0
+
     def stage(self, nets: Iterable[Any]) -> None:
         """Have `nets` on the device: they are what runs next."""
 

@@ -73,8 +73,11 @@ class Placement:
         return whole
 
 
-def plan_fit(shape: Size, size: Size, fit: Fit = None) -> Placement:
-    """Where a map of `shape` goes in a picture of `size`; InputError for another aspect without `fit`."""
+def plan_fit(shape: Size, size: Size, fit: Fit = None, *, name: str = "map", what: str = "map") -> Placement:
+    """Where a map of `shape` goes in a picture of `size`; InputError for another aspect without `fit`.
+
+    `name` is its file's, and `what` it is ("depth map"): for the message.
+    """
     if fit is not None and fit not in FITS:
         raise UsageError(f"fit {fit!r}: expected crop, pad or stretch")
     size = check_size(size)
@@ -97,8 +100,8 @@ def plan_fit(shape: Size, size: Size, fit: Fit = None) -> Placement:
         offset = (height - inner[0]) // 2, (width - inner[1]) // 2
         return Placement(everything, inner, offset, size, "padded")
     raise InputError(
-        f"a map of {format_size(shape)} has another aspect than the picture's {format_size(size)}: "
-        "choose a size of the map's aspect, or fit it (--fit) by crop, pad or stretch"
+        f"{name}: the {what} of {format_size(shape)} has another aspect than the picture's {format_size(size)}: "
+        f"choose a size of the {what}'s aspect, or fit it (--fit) by crop, pad or stretch"
     )
 
 
@@ -118,7 +121,7 @@ def fit(
     """
     if array.dtype != np.float32 or array.ndim not in (2, 3) or array.size == 0:
         raise UsageError(f"fit: got {array.dtype} of shape {array.shape}; expected float32 [H,W] or [H,W,C]")
-    placement = plan_fit((array.shape[0], array.shape[1]), size, fit)
+    placement = plan_fit((array.shape[0], array.shape[1]), size, fit, name=name)
     say_placement(placement, (array.shape[0], array.shape[1]), name, say)
     return placement.pad(placement.resample(array), fill)
 

@@ -78,7 +78,8 @@ def make_hint(
         described = {"source": samples.name, "sha256": samples.sha256, "format": samples.kind, "notes": notes}
         told = "; ".join((samples.kind, *notes))
     say(f"{kind} from {samples.name}: {told}")
-    placement = plan_fit(samples.size, size, fit)
+    what = f"map for {kind}" if derive else f"{kind} map"
+    placement = plan_fit(samples.size, size, fit, name=samples.name, what=what)
     say_placement(placement, samples.size, samples.name, say)
     inner = placement.resample(values)
     if kind == "depth" and inner.min() == inner.max():

@@ -100,7 +100,7 @@ def make_init_image(
             f"{mask.name}: the mask is {format_size(mask.size)} and the image {format_size(image.size)}: "
             "make them the same size"
         )
-    placement = plan_fit(image.size, size, fit)
+    placement = plan_fit(image.size, size, fit, name=image.name, what="image")
     if placement.how == "padded" and mask is None:
         raise UsageError(
             "fit pad: the border of an image is painted anew by a mask: give one (a black one paints the border "

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock, Timeout, UnixFileLock
 
 from rawdiff import images, recipe
 from rawdiff.errors import BatchError, InputError, RawdiffError, ResourceError, UsageError
 from rawdiff.images.durable import TEMPORARY_PREFIX
 from rawdiff.jobs.job import Drawn, Job, Watcher
-from rawdiff.jobs.manifest import Item, read_manifest
+from rawdiff.jobs.manifest import Item, check_there, read_manifest
 from rawdiff.jobs.output import Output, check_batch
 from rawdiff.jobs.place import Place, open_workshop, start_probe
 from rawdiff.jobs.workshop import DeviceFailedError, Workshop
@@ -30,6 +30,7 @@ from rawdiff.say import Say, say_on_stderr
 __all__ = ["LOCK_NAME", "Album", "draw_manifest", "locked"]
 
 LOCK_NAME = ".rawdiff.lock"
+LOCK_WAIT_S = 0.2
 SWEEP_S = 60.0
 
 Done = Callable[[Path, str, float | None], None]
@@ -84,8 +85,12 @@ class Album:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process alone; ResourceError where another one holds it."""
-    lock = FileLock(str(folder / LOCK_NAME), timeout=0)
+    """Hold a folder for this process alone; ResourceError where another one holds it.
+
+    The lock's file is removed while it is held. Whoever opened it before and holds it after that has a file without a
+    name: filelock looks for that, lets go and begins anew, for which it has a moment.
+    """
+    lock = FileLock(str(folder / LOCK_NAME), timeout=LOCK_WAIT_S, poll_interval=LOCK_WAIT_S / 10)
     try:
         lock.acquire()
     except Timeout:
@@ -99,6 +104,9 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if isinstance(lock, UnixFileLock):  # every other kind removes its file itself
+            with contextlib.suppress(OSError):
+                (folder / LOCK_NAME).unlink()
         lock.release()
 
 
@@ -129,12 +137,13 @@ def draw_manifest(
     if not dry_run:
         images.check_writable(folder)
     with contextlib.nullcontext() if dry_run else locked(folder):
-        _Round(items, workshop, folder, batch, dry_run, watchers, say, done, debug).run()
+        _Round(file, items, workshop, folder, batch, dry_run, watchers, say, done, debug).run()
     return probe if isinstance(probe, Probe) else None
 
 
 @dataclass(eq=False)
 class _Round:
+    file: str | Path
     items: Sequence[Item]
     workshop: Workshop
     folder: Path
@@ -159,7 +168,9 @@ class _Round:
                 if item.line in self.failed or not wanted:
                     continue
                 self.say(f"line {item.line}: {job.describe()}")
-                if not self.dry_run:
+                if self.dry_run:
+                    self.workshop.check_vae()
+                else:
                     self.workshop.model()  # what is wrong with it is wrong for all
                     with self._item_may_fail(item):
                         self._draw(item, job.only(wanted), album)
@@ -192,6 +203,7 @@ class _Round:
         """The job, and which of its pictures are not there."""
         if isinstance(item.request, UsageError):
             raise item.request
+        check_there(item.request, self.file)
         job = self.workshop.plan(item.request, batch=self.batch)
         wanted = []
         for k, job_id in enumerate(job.ids()):

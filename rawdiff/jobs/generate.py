@@ -93,7 +93,9 @@ def generate(
             changed = check_same(again, picture, over, other)
             if changed:
                 say(f"not the same as {again.path} in {', '.join(changed)}")
-        if output is not None:
+        if output is None:
+            workshop.check_vae()
+        else:
             say(job.describe())
             _draw(workshop, job, output, settings, watchers, say, done)
     except BaseException:

@@ -78,6 +78,9 @@ def _recipe_pairs(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "prompt", picture["prompt"]
     if picture["negative"]:
         yield "negative", picture["negative"]
+    for name in ("prompt_2", "negative_2"):
+        if name in picture:
+            yield name.replace("_", " "), picture[name]
     yield "size", format_size((size[0], size[1]))
     yield "seed", picture["seed"]
     schedule = next(

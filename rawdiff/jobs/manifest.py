@@ -9,6 +9,7 @@ what is wrong with one item (a map that is not there) makes that item fail and n
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -22,11 +23,11 @@ from rawdiff.errors import InputError, UsageError
 from rawdiff.images import name_key, picture_name
 from rawdiff.jobs.request import Request
 from rawdiff.jobs.words import request_from_words
-from rawdiff.limits import MAX_SEED
+from rawdiff.limits import MAX_SEED, is_name
 from rawdiff.paths import is_there
 from rawdiff.recipe import canonical
 
-__all__ = ["KEYS", "Item", "read_manifest"]
+__all__ = ["KEYS", "Item", "check_there", "read_manifest"]
 
 MAX_BYTES = 2**28
 TEXT, WHOLE, NUMBER, FLAG, TEXTS, NUMBERS = (
@@ -41,6 +42,8 @@ TEXT, WHOLE, NUMBER, FLAG, TEXTS, NUMBERS = (
 KEYS: dict[str, str] = {
     "prompt": TEXT,
     "negative": TEXT,
+    "prompt_2": TEXT,
+    "negative_2": TEXT,
     "prompt_syntax": TEXT,
     "size": TEXT,
     "seed": WHOLE,
@@ -122,6 +125,25 @@ def read_manifest(path: str | Path) -> list[Item]:
         )
     _check_names(items, path)
     return items
+
+
+def check_there(request: Request, manifest: str | Path) -> None:
+    """Raise InputError for a file of a request that is not there: a manifest is easily copied without its files."""
+    files = [control.path for control in request.controls or ()]
+    files += [file.path for file in (request.image, request.mask) if file is not None]
+    added = [one.name for one in request.loras or ()] + [one.name for one in request.embeddings or ()]
+    files += [name for name in added if not is_name(name)]
+    for name in files:
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # what else is wrong with it is told where it is opened
+            try:
+                Path(name).stat()
+            except FileNotFoundError:
+                raise InputError(
+                    f"{name}: no such file; paths in {manifest} are relative to its folder: copy the file there too, "
+                    "or run the manifest where its files are"
+                ) from None
 
 
 def _text(path: Path) -> str:

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from rawdiff import images, recipe, weights
-from rawdiff.arguments import build_sampler
+from rawdiff.arguments import build_sampler, check_second, second_prompts
 from rawdiff.beginning import part_way
 from rawdiff.controls import Control, choose_size, make_hints
 from rawdiff.errors import UsageError
 from rawdiff.extras import AddedEmbedding, AddedLora, Extras
-from rawdiff.files import check_embeddings, part_hashes, unet_config
+from rawdiff.files import part_hashes, unet_config
 from rawdiff.geometry import Size
 from rawdiff.jobs.added import open_embeddings, open_loras
 from rawdiff.jobs.job import Job, fitting_of, open_file, open_map
@@ -29,7 +29,7 @@ from rawdiff.probes import ProbeLike
 from rawdiff.sampler import Sampler
 from rawdiff.say import Say, say_nothing
 from rawdiff.syntax import check_syntax
-from rawdiff.vocabulary import add_words
+from rawdiff.vocabulary import Ground, vocabularies
 
 __all__ = ["Planner"]
 
@@ -50,15 +50,13 @@ class Planner:
         probe: ProbeLike,
         made_with: str | None = None,
     ) -> None:
-        """`nets` are ControlNets that somebody named, by kind; `low`: runs take little memory.
-
-        `made_with` is the runner's.
-        """
+        """`nets` are ControlNets that somebody named, by kind; `low`: runs take little memory."""
         self.source, self.defaults = source, weights.read_defaults(source)
         self.device, self.dtype = device, dtype
         self.say, self.probe = say, probe
         self._low, self._offline = low, offline
-        self._made_with = made_with
+        self.made_with = made_with
+        """What computes in torch's place, with its version, or None."""
         self._named = dict(nets)
         self._nets: dict[str, weights.Source] = {}
         self._extras = Extras(self.source, self.defaults)
@@ -105,6 +103,8 @@ class Planner:
         for kind in self._named:  # one that no map is for, too: it may be mistyped
             self.net(kind)
         self._check_clip_skip(request.clip_skip or 0)
+        second = {"prompt_2": request.prompt_2 or None, "negative_2": request.negative_2 or None}
+        check_second(two=self.defaults.two_encoders, **second)
         with self.probe("plan", host=True):
             with self.probe("loras and embeddings", host=True):
                 loras = open_loras(request.loras or (), self._extras, beside)
@@ -118,7 +118,9 @@ class Planner:
                 )
             size = choose_size(request.size, self.defaults.native_size, samples, image)
             guidance = float(self.defaults.guidance if request.guidance is None else request.guidance)
-            self._check_memory(unet, size, min(batch, count), guided=guidance > 1.0 and not is_told(unet))
+            copies = self._more_bytes(nets, loras, masked=masked)
+            guided = guidance > 1.0 and not is_told(unet)
+            self._check_memory(unet, size, min(batch, count), guided=guided, beside=copies)
             fitting = fitting_of(request)
             controls = tuple(
                 Control(c.kind, opened, *c.window, derive=bool(c.derive))
@@ -147,10 +149,12 @@ class Planner:
             "syntax": check_syntax(request.syntax),
             "size_ids": request.size_ids if self.defaults.two_encoders else None,
         }
+        first = ([str(request.prompt)], [negative])
         account = recipe.of_run(
             recipe.of_model(self.source, digests, self.dtype),
-            prompts=[str(request.prompt)],
-            negatives=[negative],
+            prompts=first[0],
+            negatives=first[1],
+            second=second_prompts(request.prompt_2, request.negative_2, first, 1, 1),
             size=size,
             zeros=self.defaults.zeros,
             seeds=seeds[:1],
@@ -176,8 +180,8 @@ class Planner:
         if init is not None:
             options |= {"image": image, "mask": mask, "strength": strength, "paste": request.paste}
         options |= {"negative": negative, "guidance": guidance, **fitting}
-        options |= {"loras": loras, "embeddings": embeddings}
-        made = {**origin, **recipe.tool(self.device, self._made_with)}
+        options |= {"loras": loras, "embeddings": embeddings, **second}
+        made = {**origin, **recipe.tool(self.device, self.made_with)}
         return Job(request, size, seeds, controls, sampler, options, picture, made)
 
     def _sampler(
@@ -196,8 +200,8 @@ class Planner:
             self.say(line)
 
     def _check_clip_skip(self, clip_skip: int) -> None:
-        for part in ("text_encoder", "text_encoder_2") if self.defaults.two_encoders else ("text_encoder",):
-            layers = weights.read_config(self.source, part).get("num_hidden_layers")
+        for number in self._numbers:
+            layers = weights.read_config(self.source, f"text_encoder{number}").get("num_hidden_layers")
             if isinstance(layers, int):
                 check_clip_skip(clip_skip, layers)
 
@@ -210,14 +214,42 @@ class Planner:
             self._layers[masked] = weights.planned_layers(self.source, inpaint)
         for one in loras:
             self._layers[masked].match(one.lora)
-        check_embeddings(self.defaults, embeddings)
         if embeddings:
-            config = weights.read_config(self.source, "text_encoder")
-            width, positions = config.get("hidden_size", 512), config.get("max_position_embeddings", 77)
-            tokenizer = weights.load_tokenizer(self.source)
-            add_words(tokenizer, [one.embedding for one in embeddings], width, positions)
+            vocabularies(list(map(self._ground, self._numbers)), [one.embedding for one in embeddings])
 
-    def _check_memory(self, unet: Mapping[str, Any], size: Size, batch: int, *, guided: bool) -> None:
+    @property
+    def _numbers(self) -> tuple[str, ...]:
+        """What the names of the model's text encoders, and of their tokenizers, end in."""
+        return ("", "_2") if self.defaults.two_encoders else ("",)
+
+    def _ground(self, number: str) -> Ground:
+        config = weights.read_config(self.source, f"text_encoder{number}")
+        tokenizer = weights.load_tokenizer(self.source, f"tokenizer{number}")
+        return Ground(tokenizer, config.get("hidden_size", 512), config.get("max_position_embeddings", 77))
+
+    def _more_bytes(self, nets: Sequence[weights.Source], loras: Sequence[AddedLora], *, masked: bool) -> int:
+        """Bytes of the copies of weights that a run would make on a CPU, from the configs: see `Parts.more_bytes`."""
+        if self.device.type != "cpu":
+            return 0
+        changed = {layer for one in loras if one.scale for layer in self._layers[masked].match(one.lora)}
+        copies = sum(layer.weight.numel() for layer in changed) * self.dtype.itemsize
+        if self.made_with is None:
+            return copies
+        inpaint = self.defaults.inpaint if masked else None
+        different = {id(net): net for net in nets}.values()
+        copies += weights.planned_bytes(self.source if inpaint is None else inpaint, "unet", self.dtype)
+        return copies + sum(weights.planned_bytes(net, "controlnet", self.dtype) for net in different)
+
+    def _check_memory(
+        self, unet: Mapping[str, Any], size: Size, batch: int, *, guided: bool, beside: int
+    ) -> None:
         vae = weights.read_config(self.source, "vae")
-        place: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "low": self._low}
+        place: dict[str, Any] = {
+            "device": self.device,
+            "dtype": self.dtype,
+            "low": self._low,
+            "beside": beside,
+        }
+        if self.made_with is not None:
+            place["smaller"] = "backend torch"
         weights.check_memory(unet, vae, size, batch=batch, guided=guided, **place)

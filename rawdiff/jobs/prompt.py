@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rawdiff import weights
+from rawdiff.extras import say_unknown
 from rawdiff.limits import check_text
 from rawdiff.prompts import chunks_of, cut, text_length
 from rawdiff.say import Say, say_on_stderr
-from rawdiff.syntax import PLAIN, Chunk, check_syntax, find_markup, schedule, take_tags
+from rawdiff.syntax import PLAIN, Chunk, Tag, check_syntax, find_markup, find_unbalanced, schedule, take_tags
 from rawdiff.vocabulary import Vocabulary
 
 __all__ = ["explain", "lines"]
@@ -29,7 +30,8 @@ def explain(
     """A prompt as the model's tokenizer and text encoder take it, as plain values.
 
     `texts` are what it is from a step on, each with its `chunks` of `tokens`, `ids` and `weights` and with what is
-    `cut`; `loras` what its tags ask for. Raises UsageError, WeightsError, HubError.
+    `cut`; `loras` what its tags ask for; `notes` are lines on what was hardly meant so, or what a run will refuse.
+    Raises UsageError, WeightsError, HubError.
     """
     check_text("prompt", prompt)
     syntax = check_syntax(syntax)
@@ -41,8 +43,12 @@ def explain(
         numbers, left_out = cut(vocabulary, prompt, length)
         own = tuple(numbers[1:-1])
         texts = [_text(vocabulary, 0, prompt, (Chunk(own, (1.0,) * len(own)),), left_out)]
-        return {"prompt": prompt, "syntax": syntax, "length": length, "loras": [], "texts": texts}
+        markup = find_markup(prompt)
+        note = f"{markup} is read as plain text; --prompt-syntax a1111 reads it otherwise"
+        found = {"prompt": prompt, "syntax": syntax, "length": length, "loras": [], "texts": texts}
+        return {**found, "notes": [] if markup is None else [note]}
     text, tags = take_tags(prompt)
+    read = schedule(text, steps)
     return {
         "prompt": prompt,
         "syntax": syntax,
@@ -50,10 +56,21 @@ def explain(
         "steps": steps,
         "loras": [{"name": tag.name, "scale": tag.scale} for tag in tags],
         "texts": [
-            _text(vocabulary, start, said, chunks_of(vocabulary, said, length), "")
-            for start, said in schedule(text, steps)
+            _text(vocabulary, start, said, chunks_of(vocabulary, said, length), "") for start, said in read
         ],
+        "notes": [*_unknown(source, tags), *_unbalanced(text for _, text in read)],
     }
+
+
+def _unknown(source: weights.Source, tags: Sequence[Tag]) -> Iterator[str]:
+    """A line on each tag that names no LoRA which the model brings."""
+    own = weights.read_defaults(source).loras if tags else {}
+    for name in dict.fromkeys(tag.name for tag in tags if tag.name not in own):
+        yield f"{say_unknown('lora', name, own)}, and a run refuses it; a file is given by --lora PATH@scale"
+
+
+def _unbalanced(texts: Iterable[str]) -> Iterable[str]:
+    return dict.fromkeys(line for line in map(find_unbalanced, texts) if line is not None)
 
 
 def _text(
@@ -81,9 +98,7 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
             yield from _table(chunk)
         if text["cut"]:
             yield f"cut: {text['cut']}"
-    markup = find_markup(found["prompt"]) if found["syntax"] == PLAIN else None
-    if markup is not None:
-        yield f"{markup} is read as plain text; --prompt-syntax a1111 reads it otherwise"
+    yield from found["notes"]
 
 
 def _table(chunk: Mapping[str, Any]) -> Iterator[str]:

@@ -72,6 +72,8 @@ def open_remake(path: str | Path) -> Remake:
         request = Request(
             prompt=picture["prompt"],
             negative=picture["negative"],
+            prompt_2=picture.get("prompt_2"),
+            negative_2=picture.get("negative_2"),
             controls=tuple(_control(c, file) for c, file in zip(controls, made["inputs"], strict=True)),
             size=(picture["size"][0], picture["size"][1]),
             seed=picture["seed"],
@@ -172,8 +174,10 @@ def check_same(remake: Remake, picture: Mapping[str, Any], over: Request, place:
 
 _OF_SCHEDULE = [r"sampler\.(steps|timesteps|sigmas)(\[.*)?"]
 _CHANGES: dict[str, list[str]] = {
-    "prompt": ["prompt"],
-    "negative": ["negative"],
+    "prompt": ["prompt(_2)?"],
+    "negative": ["negative(_2)?"],
+    "prompt_2": ["prompt_2"],
+    "negative_2": ["negative_2"],
     "controls": [r"controls.*"],
     "derive": [r"controls.*"],
     "size": [r"size.*"],
@@ -197,7 +201,7 @@ _CHANGES: dict[str, list[str]] = {
     "depth_invert": [r"controls\[\d+\]\.depth_invert"],
     "loras": [r"loras.*"],
     "embeddings": [r"embeddings.*"],
-    "syntax": ["syntax", "prompt", r"loras.*"],  # which may read tags in the prompt
+    "syntax": ["syntax", "prompt(_2)?", r"loras.*"],  # which may read tags in the prompt
 }
 """What of a picture each word of a request may change."""
 

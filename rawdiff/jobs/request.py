@@ -17,7 +17,7 @@ from rawdiff.errors import UsageError
 from rawdiff.geometry import Size, check_size
 from rawdiff.jobs.extras import EmbeddingRequest, LoraRequest
 from rawdiff.limits import FITS, MAX_SEED, check_few, check_strength, check_text
-from rawdiff.syntax import PLAIN, check_syntax, take_all_tags
+from rawdiff.syntax import PLAIN, check_syntax, check_untagged, take_all_tags
 
 __all__ = ["ControlRequest", "FileRequest", "Request"]
 
@@ -83,6 +83,9 @@ class Request:
 
     prompt: str | None = None
     negative: str | None = None
+    prompt_2: str | None = None
+    """What SDXL's second text encoder reads; empty for what the first does, and so with the next."""
+    negative_2: str | None = None
     controls: tuple[ControlRequest, ...] | None = None
     derive: tuple[str, ...] = ()
     """Kinds whose hint is made from the map given for them, or else from the depth map."""
@@ -154,6 +157,7 @@ class Request:
         if check_syntax(said) == PLAIN:
             return self
         prompts, tags = take_all_tags([self.prompt or ""], [self.negative or ""])
+        check_untagged("second", [self.prompt_2 or "", self.negative_2 or ""])
         if not tags:
             return self
         loras = (*(self.loras or ()), *(LoraRequest(*tag) for tag in tags))
@@ -233,8 +237,14 @@ class Request:
                 "no prompt: say what to draw, with --prompt TEXT (or -p - to read standard input)"
             )
         check_text("prompt", self.prompt)
-        if self.negative is not None:
-            check_text("negative prompt", self.negative)
+        texts = {
+            "negative prompt": self.negative,
+            "prompt 2": self.prompt_2,
+            "negative prompt 2": self.negative_2,
+        }
+        for what, text in texts.items():
+            if text is not None:
+                check_text(what, text)
         check_syntax(self.syntax)
         if self.size is not None:
             check_size(self.size)

@@ -14,13 +14,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rawdiff import weights
+from rawdiff import nets, weights
 from rawdiff.errors import RawdiffError, ResourceError
+from rawdiff.extras import AddedLora
 from rawdiff.geometry import format_size
 from rawdiff.jobs.job import Drawn, Job, Watcher
 from rawdiff.jobs.planner import Planner
@@ -77,6 +79,7 @@ class Workshop(Planner):
         self._speed, self._memory, self._backend = speed, memory, backend
         self._model: Model | None = None
         self._prepared = Prepared()
+        self._is_checked = False
 
     def describe(self) -> str:
         """Which model it is, where it runs, and how to get another, on one line."""
@@ -95,10 +98,26 @@ class Workshop(Planner):
             self._model = load(source, nets=self._nets, say=self.say, probe=self.probe, **place)
         return self._model
 
+    def _more_bytes(self, nets: Sequence[weights.Source], loras: Sequence[AddedLora], *, masked: bool) -> int:
+        if self._model is None:
+            return super()._more_bytes(nets, loras, masked=masked)
+        return self._model.more_bytes(masked=masked, added=loras)  # what is held already is not free
+
+    def check_vae(self) -> None:
+        """Load another's VAE and let go of it, once: what is wrong with it is raised as `model` would raise it.
+
+        For whoever draws nothing; its config alone was looked at when it was found.
+        """
+        if self.source.vae is None or self._model is not None or self._is_checked:
+            return
+        dtype = weights.vae_dtype(self.source, self.defaults, self.dtype)
+        nets.vae.check(weights.load_vae(self.source, device=self.device, dtype=dtype))
+        self._is_checked = True
+
     def draw(self, job: Job, *, batch: int = 1, watchers: Sequence[Watcher] = ()) -> Iterator[Drawn]:
         """The pictures of a job, `batch` at once; where memory gives out, half as many, then with memory low, and said.
 
-        Raises NonFiniteError, ResourceError.
+        Another backend than torch has no such thing: the last way is torch's. Raises NonFiniteError, ResourceError.
         """
         model, told, first = self.model(), set(self._told), 0
 
@@ -119,7 +138,7 @@ class Workshop(Planner):
                     ) from error
                 if not is_out_of_memory(error):
                     raise
-                last = count == 1 and (model.runner.frugal or self._made_with is not None)
+                last = count == 1 and model.runner.frugal
                 if last and isinstance(error, RawdiffError):  # told already
                     raise
                 if last:
@@ -136,8 +155,11 @@ class Workshop(Planner):
             # Outside the handler, where the failed run is no longer held.
             if count == 1:
                 model.save_memory()
+                by_torch = " by torch" if self.made_with is not None else ""
+                self.made_with, self._low = None, True
+                job = replace(job, made={key: said for key, said in job.made.items() if key != "backend"})
                 self.say(
-                    f"out of memory at {format_size(job.size)}: going on with memory low, which is slower"
+                    f"out of memory at {format_size(job.size)}: going on{by_torch} with memory low, which is slower"
                 )
             else:
                 self.say(f"out of memory with {count} pictures at once: going on with {batch}")

@@ -76,7 +76,8 @@ def encode_inner(
     """Context [N,T,D] as SDXL reads it, and from an encoder with a projection pooled text [N,P]; else as `encode`.
 
     The context is what goes into the last layer but `clip_skip`. Pooled text is the first token numbered `end` after
-    all layers and the final norm, projected, whatever `clip_skip` is. Raises UsageError.
+    all layers and the final norm, projected, whatever `clip_skip` is. (transformers takes the highest number for the
+    end where a config says 2, as SDXL's do; with textual inversion that would be a trigger.) Raises UsageError.
     """
     inner = _inner(encoder)
     layers = inner.encoder.layers

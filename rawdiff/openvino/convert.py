@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from rawdiff.errors import WeightsError
 from rawdiff.graphs.compiled import flat
 from rawdiff.graphs.runner import Call
+from rawdiff.nets.memory import is_out_of_memory
 from rawdiff.openvino import package
 from rawdiff.version import __version__
 
@@ -121,6 +122,8 @@ def convert(call: Call, form: tuple[Any, ...], tensors: Sequence[Tensor]) -> Any
     try:
         model = reader.convert(reader.load(decoder))
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         lines = [line for line in str(error).splitlines() if line.startswith("--")] or str(error).splitlines()
         raise WeightsError(
             f"openvino cannot convert {type(call).__name__} of this {type(net).__name__} ({lines[0][:120]}): "

@@ -70,7 +70,7 @@ class OpenVino(Runner):
         self.conversions = self.compilations = 0
         """How often each was done."""
         self._say = say
-        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
+        self._entries: OrderedDict[tuple[Any, ...], _Entry] = OrderedDict()
         self._turn = self._begun = 0
         self._is_told = False
 
@@ -103,7 +103,12 @@ class OpenVino(Runner):
         entry.turn = self._turn
         self._entries.move_to_end(key)
         _, build = KNOWN[type(call)]
-        return build(_telling_out_of_memory(entry.compiled, tensors))
+        return build(entry.compiled(tensors))
+
+    def more_bytes(self, nets: Iterable[Any]) -> int:
+        """The weights of those that nothing is compiled of: a compiled call lays them out anew."""
+        held = {id(key[0].net) for key in self._entries}
+        return sum(w.nbytes for net in nets if id(net) not in held for w in net.parameters())
 
     def stage(self, nets: Iterable[Any]) -> None:
         """The networks of an evaluation are about to run: what is used from here on is kept until the next."""
@@ -120,7 +125,7 @@ class OpenVino(Runner):
         model = self._converted(call, form, tensors)
         begun = time.perf_counter()
         stamp = _stamp(weights.values())
-        made = _telling_out_of_memory(Compiled, self._core, model, weights, tensors, torch.get_num_threads())
+        made = Compiled(self._core, model, weights, tensors, torch.get_num_threads())
         self.compilations += 1
         if changed:
             taken = time.perf_counter() - begun
@@ -180,13 +185,3 @@ def _stamp(weights: Iterable[Tensor]) -> tuple[int, int]:
     held = list(weights)
     counted = sum(weight._version for weight in held if not weight.is_inference())
     return counted, hash(tuple(weight.data_ptr() for weight in held))
-
-
-def _telling_out_of_memory(work: Any, *given: Any) -> Any:
-    """`work(*given)`, with memory that gave out as MemoryError, which OpenVINO has no class for."""
-    try:
-        return work(*given)
-    except RuntimeError as error:
-        if "bad_alloc" in str(error) or "bad allocation" in str(error):
-            raise MemoryError("openvino: out of memory") from error
-        raise

@@ -29,6 +29,8 @@ from rawdiff.weights.schedulers import SCHEDULER_CLASSES
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+SECOND = ("prompt_2", "negative_2")
+"""What SDXL's second text encoder reads where it does not read the prompts."""
 TILED = {"tiles": "vae"}
 """What is said of a picture whose VAE worked in tiles: no part of what decides it, and yet it moves pixels a little."""
 
@@ -69,15 +71,18 @@ def of_run(
     exact: Exact = EVERYTHING,
     size_ids: SizeIds | None = None,
     zeros: bool = False,
+    second: tuple[Sequence[str], Sequence[str]] | None = None,
 ) -> dict[str, Any]:
     """The account of a run, as plain values; prompts, negatives, seeds and guidance are one for each picture.
 
     `model` is from `of_model`, `sampler` from `build_sampler`, each of `controls` from `Control.describe`;
     `latents` is the SHA-256 of those given in place of the first noise, `image` from `InitImage.describe`, each of
     `loras` and `embeddings` what it says of itself; `zeros` tells whether absent negative prompts are all zeros.
+    `second` are prompts and negatives of a second text encoder, where it reads others.
     """
     return {
         **model,
+        **_other_texts((prompts, negatives), second),
         "hints": images.HINTS_VERSION,
         "prompt": list(prompts),
         "negative": list(negatives),
@@ -101,6 +106,19 @@ def of_run(
     }
 
 
+def _other_texts(
+    first: tuple[Sequence[str], Sequence[str]], second: tuple[Sequence[str], Sequence[str]] | None
+) -> dict[str, list[str]]:
+    """What a second text encoder reads, by name, where it is not the first's; empty for a picture where it is."""
+    if second is None:
+        return {}
+    found = {
+        name: ["" if own == other else own for own, other in zip(texts, others, strict=True)]
+        for name, texts, others in zip(SECOND, second, first, strict=True)
+    }
+    return {name: texts for name, texts in found.items() if any(texts)}
+
+
 def is_masked(said: Mapping[str, Any]) -> bool:
     """Whether an account, or the `picture` of a recipe, tells of a mask."""
     image = said.get("image")
@@ -122,6 +140,7 @@ def of_picture(account: Mapping[str, Any], k: int) -> dict[str, Any]:
     values = {
         **account,
         **{name: account[name][k] for name in ("prompt", "negative", "guidance")},
+        **{name: account[name][k] or None for name in SECOND if name in account},
         "seed": account["seeds"][k],
         "sampler": {name: sampler[name] for name in SAMPLER},
         "controls": [{name: control[name] for name in CONTROL} for control in account["controls"]],

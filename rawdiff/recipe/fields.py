@@ -123,6 +123,8 @@ PICTURE: dict[str, Test] = {
     "dtype": _text,
 }
 PICTURE_EXTRAS: dict[str, Test] = {
+    "prompt_2": lambda value: _text(value) and value != "",
+    "negative_2": lambda value: _text(value) and value != "",
     "guidance_end": lambda value: _number(value) and 0.0 <= value < 1.0,
     "image": _object(
         sha256=_digest, mask=_maybe(_digest), strength=_number, paste=_maybe(_flag), fit=_maybe(_text)
@@ -206,15 +208,19 @@ ACCOUNT: dict[str, Test] = {
     **{name: _maybe(PICTURE_EXTRAS[name]) for name in ("guidance_end", "size_ids", "zeros")},
 }  # fmt: skip
 """What the account of a whole run has, as a saved run holds it."""
-ACCOUNT_EXTRAS = {"merge": PICTURE_EXTRAS["merge"]}
+ACCOUNT_EXTRAS = {
+    "merge": PICTURE_EXTRAS["merge"],
+    "prompt_2": _several(_text),
+    "negative_2": _several(_text),
+}
 """What it has only where there is any of it."""
 
 
 def check_account(found: Any, images: int, where: str) -> None:
     """Raise InputError for what is no account of a run of so many pictures."""
     check_fields(found, ACCOUNT, where, "recipe", ACCOUNT_EXTRAS)
-    for name in ("prompt", "negative", "seeds", "guidance"):
-        if len(found[name]) != images:
+    for name in ("prompt", "negative", "seeds", "guidance", "prompt_2", "negative_2"):
+        if name in found and len(found[name]) != images:
             raise InputError(
                 f"{where}: its recipe is no recipe: recipe.{name} has {len(found[name])} for {images} pictures"
             )

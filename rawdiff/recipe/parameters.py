@@ -40,6 +40,9 @@ def write_parameters(recipe: Mapping[str, Any]) -> str:
         "Model": made["model"]["name"],
         "RNG": "CPU",
     }
+    for name, key in (("prompt_2", "Prompt 2"), ("negative_2", "Negative prompt 2")):
+        if name in picture:
+            pairs[key] = picture[name]
     if "vae" in made:
         pairs["VAE"] = made["vae"]["name"]
     if picture["clip_skip"]:

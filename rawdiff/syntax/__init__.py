@@ -18,8 +18,8 @@ import re
 from rawdiff.errors import UsageError
 from rawdiff.syntax.chunks import Chunk, chunked
 from rawdiff.syntax.editing import Schedule, schedule
-from rawdiff.syntax.tags import Tag, take_all_tags, take_tags
-from rawdiff.syntax.weights import WeightedText, parse_weights
+from rawdiff.syntax.tags import Tag, check_untagged, take_all_tags, take_tags
+from rawdiff.syntax.weights import WeightedText, find_unbalanced, parse_weights
 
 __all__ = [
     "A1111",
@@ -30,8 +30,10 @@ __all__ = [
     "Tag",
     "WeightedText",
     "check_syntax",
+    "check_untagged",
     "chunked",
     "find_markup",
+    "find_unbalanced",
     "parse_weights",
     "schedule",
     "take_all_tags",

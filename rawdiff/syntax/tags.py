@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from rawdiff.errors import UsageError
 from rawdiff.limits import is_name
 
-__all__ = ["Tag", "take_all_tags", "take_tags"]
+__all__ = ["Tag", "check_untagged", "take_all_tags", "take_tags"]
 
 _TAG = "<lora:"
 _TOKEN = re.compile(r"[<>]|[^<>]+")
@@ -60,11 +60,16 @@ def take_all_tags(prompts: Sequence[str], negatives: Sequence[str]) -> tuple[lis
         raise UsageError(
             "the prompts ask for different LoRAs: a run is drawn with the same; prepare them apart"
         )
-    if any(take_tags(negative)[1] for negative in negatives):
-        raise UsageError(
-            "the negative prompt asks for a LoRA, which would serve both prompts: move it to the prompt"
-        )
+    check_untagged("negative", negatives)
     return [text for text, _ in found], found[0][1]
+
+
+def check_untagged(name: str, texts: Iterable[str]) -> None:
+    """Raise UsageError for a tag in what is read beside the prompts: "negative" ones, or a "second" text encoder's."""
+    if any(take_tags(text)[1] for text in texts):
+        raise UsageError(
+            f"the {name} prompt asks for a LoRA, which would serve both prompts: move it to the prompt"
+        )
 
 
 def _tag(whole: str, inner: str) -> Tag:

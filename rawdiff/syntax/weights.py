@@ -14,12 +14,14 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-__all__ = ["MAX_DEPTH", "WeightedText", "parse_weights"]
+__all__ = ["MAX_DEPTH", "WeightedText", "find_unbalanced", "parse_weights"]
 
 MAX_DEPTH = 64
 """Brackets that are nested deeper are text: the work stays in proportion to the prompt."""
 
 ROUND, SQUARE = 1.1, 1 / 1.1
+SHOWN = 24
+"""How much of a text a line shows."""
 
 _PIECE = re.compile(
     r"""
@@ -60,21 +62,45 @@ def parse_weights(text: str) -> tuple[tuple[WeightedText, ...], ...]:
 
     Neighbours of the same weight are one run, so that a word is a word though a bracket ends in it.
     """
-    runs = _Runs()
-    opened: dict[str, list[int]] = {"(": [], "[": []}
+    runs, _ = _read(text)
+    return tuple(tuple(_joined(section)) for section in runs.found)
+
+
+def find_unbalanced(text: str) -> str | None:
+    """A line on brackets without a partner, and how they are read; None where each has one."""
+    _, lone = _read(text)
+    if not lone:
+        return None
+    place = lone[0]
+    if text[place] in "([":
+        line = (
+            f"the bracket of {text[place : place + SHOWN]!r} is never closed: it weighs everything to the end"
+        )
+    else:
+        line = f"the bracket of {text[max(0, place + 1 - SHOWN) : place + 1]!r} closes nothing: it is read as text"
+    others = len(lone) - 1
+    return line + (f" (and {others} other{'s' if others > 1 else ''})" if others else "")
+
+
+def _read(text: str) -> tuple[_Runs, list[int]]:
+    """The runs, and the places of brackets without a partner."""
+    runs, lone = _Runs(), []
+    opened: dict[str, list[tuple[int, int]]] = {"(": [], "[": []}  # the first run, and the bracket's place
     for match in _PIECE.finditer(text):
         bracket = match["bracket"]
         if match["escaped"] is not None:
             runs.add(match["escaped"])
         elif match["weight"] is not None and opened["("]:
-            runs.weigh(opened["("].pop(), float(match["weight"]))
+            runs.weigh(opened["("].pop()[0], float(match["weight"]))
         elif bracket in ("(", "[") and len(opened["("]) + len(opened["["]) < MAX_DEPTH:
-            opened[bracket].append(len(runs.all))
+            opened[bracket].append((len(runs.all), match.start()))
         elif bracket == ")" and opened["("]:
-            runs.weigh(opened["("].pop(), ROUND)
+            runs.weigh(opened["("].pop()[0], ROUND)
         elif bracket == "]" and opened["["]:
-            runs.weigh(opened["["].pop(), SQUARE)
+            runs.weigh(opened["["].pop()[0], SQUARE)
         else:
+            if match["weight"] is not None or bracket in (")", "]"):
+                lone.append(match.end() - 1)
             parts = _BREAK.split(match[0])
             for k, part in enumerate(parts):
                 if k:
@@ -82,9 +108,10 @@ def parse_weights(text: str) -> tuple[tuple[WeightedText, ...], ...]:
                     part = part.lstrip()
                 runs.add(part if k == len(parts) - 1 else part.rstrip())
     for kind, factor in (("(", ROUND), ("[", SQUARE)):
-        for start in opened[kind]:
+        for start, place in opened[kind]:
             runs.weigh(start, factor)
-    return tuple(tuple(_joined(section)) for section in runs.found)
+            lone.append(place)
+    return runs, sorted(lone)
 
 
 def _joined(section: list[list[str | float]]) -> list[WeightedText]:

@@ -7,12 +7,13 @@ The story, from the outside in:
     hub         talking to a model hub        snapshot, hub_cache, hub_errors: its files, checked, in words
     defaults    what a model is meant to be used with
     swap        a model with the VAE of another; merge: the weighted sum of several
+    files       a part's config and files, before a weight is read
     parts       loaders; text: the tokenizer; schedulers: by the names people know (scheduler_names)
     build       an empty module from a config, known classes only
     fill        every tensor accounted for, or an error that names file and key; renames: the known exceptions
     choose      which of a folder's files hold the weights
-    single      a checkpoint in one file; layouts: which parts it holds; original: names then and now;
-                vocabulary: CLIP's tokenizer
+    single      a checkpoint in one file; family: what its tensors tell; layouts: which parts it holds; original:
+                names then and now; vocabulary: CLIP's tokenizer
     tensorfile  a file of tensors; header, sniff: is it what it says; torchfile: an old pickle; disk: its bytes
     lora        a LoRA's file; lora_alpha, lora_kinds: what it is; lora_layers: whose; adapters: into the weights
     embedding   a textual-inversion file
@@ -27,20 +28,17 @@ from rawdiff.weights.adapters import Adapters
 from rawdiff.weights.defaults import Defaults, read_defaults, vae_dtype
 from rawdiff.weights.devices import check_memory, choose_device, choose_dtype, free_bytes, use_real_cores
 from rawdiff.weights.embedding import Embedding, check_trigger, read_embedding
+from rawdiff.weights.files import hashes, part_files, planned_bytes, planned_layers, read_config
 from rawdiff.weights.hub import Hub
 from rawdiff.weights.lora import Lora, read_lora
 from rawdiff.weights.lora_layers import Layers
 from rawdiff.weights.parts import (
-    hashes,
     load_controlnet,
     load_scheduler,
     load_text_encoder,
     load_text_encoder_2,
     load_unet,
     load_vae,
-    part_files,
-    planned_layers,
-    read_config,
 )
 from rawdiff.weights.registry import aliases
 from rawdiff.weights.single import is_file
@@ -74,6 +72,7 @@ __all__ = [
     "load_vae",
     "open_source",
     "part_files",
+    "planned_bytes",
     "planned_layers",
     "read_config",
     "read_defaults",

@@ -16,7 +16,7 @@ from rawdiff.limits import is_name
 from rawdiff.nets.guidance import is_told
 from rawdiff.weights import registry
 from rawdiff.weights.choose import read_json
-from rawdiff.weights.parts import Where, read_config
+from rawdiff.weights.files import Where, read_config
 from rawdiff.weights.source import Source, open_source
 
 __all__ = ["Defaults", "read_defaults", "vae_dtype"]

@@ -108,10 +108,12 @@ def check_memory(
     dtype: torch.dtype,
     low: bool = False,
     beside: int = 0,
+    smaller: str = "memory low",
 ) -> None:
     """Raise SizeError where pictures of this size, from these configs, cannot fit into the memory that is free now.
 
-    `low` is for a run in little memory; `beside` are bytes that will be taken there for something else.
+    `low` is for a run in little memory, `smaller` how to get one; `beside` are bytes that will be taken there for
+    copies of weights.
     """
     needed, free = (
         least_bytes(unet, vae, size, batch, dtype.itemsize, guided=guided, low=low) + beside,
@@ -121,11 +123,12 @@ def check_memory(
         several = f" in a batch of {batch}" if batch > 1 else ""
         ways = [
             "a smaller size or batch" if batch > 1 else "a smaller size",
-            *([] if low else ["memory low"]),
+            *([] if low else [smaller]),
         ]
+        copies = f" ({beside / 2**30:.1f} for copies of weights)" if beside else ""
         raise TooLarge(
-            f"size {format_size(size)}{several} needs at least {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB "
-            f"are free on {device}: take {', or '.join(ways)}"
+            f"size {format_size(size)}{several} needs at least {needed / 2**30:.1f} GiB{copies}, and "
+            f"{free / 2**30:.1f} GiB are free on {device}: take {', or '.join(ways)}"
         )
 
 

@@ -1,11 +1,13 @@
 """A textual-inversion file, read strictly: the vectors that a word of somebody's own stands for.
 
 Gal et al. 2022, arXiv 2208.01618: no network changes, the text encoder's table of words gets more rows. A file holds
-one tensor, [D] or [N,D] (a word may stand for several vectors), in one of four layouts:
+one tensor, [D] or [N,D] (a word may stand for several vectors), or for a model with two text encoders (SDXL) one for
+each, of as many vectors, in one of five layouts:
 
     {WORD: tensor}                                      diffusers; the trigger is WORD
     {"string_to_param": {"*": tensor}, "name": WORD}    a pickle of A1111's web UI; WORD, or the file's own name
     {"emb_params": tensor}                              the same in safetensors; the file's own name
+    {"clip_l": tensor, "clip_g": tensor}                SDXL's; the file's own name
     tensor                                              a pickle of nothing else; the file's own name
 """
 
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,13 @@ from rawdiff.weights.sniff import open_checked, say_kind
 from rawdiff.weights.tensorfile import SafetensorsFile
 from rawdiff.weights.torchfile import read_pickle
 
-__all__ = ["Embedding", "check_trigger", "read_embedding"]
+__all__ = ["SDXL_NAMES", "Embedding", "check_trigger", "read_embedding"]
 
 MAX_BYTES = 2**26
 MAX_TRIGGER = 100
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_SDXL = {"clip_l", "clip_g"}
+SDXL_NAMES = ("clip_l", "clip_g")
+"""Of the tensors for SDXL's first text encoder and for its second."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,18 +50,29 @@ class Embedding:
     """The word that stands for it in a prompt."""
     vectors: Tensor = field(repr=False)
     """[N,D] on the CPU, in the file's dtype."""
+    vectors_2: Tensor | None = field(default=None, repr=False)
+    """The same for SDXL's second text encoder, [N,E]; None in a file for a model with one."""
+
+    def of_encoder(self, k: int) -> Embedding:
+        """The embedding for one of the text encoders that it was made for, the first (0) or the second (1)."""
+        return (
+            self
+            if k == 0 or self.vectors_2 is None
+            else replace(self, vectors=self.vectors_2, vectors_2=None)
+        )
 
 
 def read_embedding(path: str | Path, trigger: str | None = None) -> Embedding:
-    """Read an embedding (diffusers' or A1111's layout) from safetensors or, without running code, a pickle.
+    """Read an embedding (diffusers', A1111's or SDXL's layout) from safetensors or, without running code, a pickle.
 
     `trigger` takes the place of the word that the file names. Raises WeightsError for what is no embedding, has
-    several tensors, or holds values that are not finite; UsageError for a trigger that is no word.
+    other tensors beside it, or holds values that are not finite; UsageError for a trigger that is no word.
     """
     path = Path(path)
     found, sha256 = _read(path)
-    word, vectors = _one(path, found)
-    _check_tensor(path, word, vectors)
+    word, tensors = _held(path, found)
+    for name, tensor in tensors.items():
+        _check_tensor(path, name, tensor)
     if trigger is None:
         try:
             trigger = check_trigger(word)
@@ -66,7 +80,11 @@ def read_embedding(path: str | Path, trigger: str | None = None) -> Embedding:
             raise WeightsError(f"{path}: names its own {error}; give one, as PATH=TRIGGER") from None
     else:
         check_trigger(trigger)
-    return Embedding(path, sha256, trigger, vectors.detach().reshape(-1, vectors.shape[-1]).clone())
+    vectors = [tensor.detach().reshape(-1, tensor.shape[-1]).clone() for tensor in tensors.values()]
+    if len({len(one) for one in vectors}) > 1:
+        found_rows = " and ".join(f"{name} {len(one)}" for name, one in zip(tensors, vectors, strict=True))
+        raise WeightsError(f"{path}: has {found_rows} vectors, expected as many for both text encoders")
+    return Embedding(path, sha256, trigger, *vectors)
 
 
 def check_trigger(text: object) -> str:
@@ -113,10 +131,10 @@ def _tensor(file: SafetensorsFile, key: str) -> Tensor:
     return file.read(key)
 
 
-def _one(path: Path, found: Any) -> tuple[str, Tensor]:
-    """The word that the file names, and its one tensor."""
+def _held(path: Path, found: Any) -> tuple[str, dict[str, Tensor]]:
+    """The word that the file names, and by their own names its one tensor, or both of SDXL's."""
     if isinstance(found, Tensor):
-        return path.stem, found
+        return path.stem, {path.stem: found}
     if not isinstance(found, Mapping):
         raise WeightsError(f"{path}: holds a {type(found).__name__}, expected a textual-inversion embedding")
     word: object = None
@@ -127,8 +145,11 @@ def _one(path: Path, found: Any) -> tuple[str, Tensor]:
             held = vars(held).get("_parameters")
     if not isinstance(held, Mapping) or not all(isinstance(value, Tensor) for value in held.values()):
         raise WeightsError(f"{path}: holds other things than tensors; expected a textual-inversion embedding")
-    if set(map(str, held)) == _SDXL:
-        raise WeightsError(f"{path}: was made for a model with two text encoders (SDXL): not supported yet")
+    if held is found and set(held) == set(SDXL_NAMES):
+        return path.stem, {name: held[name] for name in SDXL_NAMES}
+    lone = [name for name in SDXL_NAMES if held is found and set(held) == {name}]
+    if lone:
+        raise WeightsError(f"{path}: holds {lone[0]} alone, expected both {' and '.join(SDXL_NAMES)} (SDXL)")
     if len(held) != 1:
         names = ", ".join(ascii(str(key)[:60]) for key in list(held)[:3])
         raise WeightsError(
@@ -138,23 +159,24 @@ def _one(path: Path, found: Any) -> tuple[str, Tensor]:
     [(key, tensor)] = held.items()
     if held is found and key != "emb_params":
         word = key
-    return (word if isinstance(word, str) and word else path.stem), tensor
+    word = word if isinstance(word, str) and word else path.stem
+    return word, {word: tensor}
 
 
 def _check_tensor(path: Path, word: str, tensor: Tensor) -> None:
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-        raise WeightsError(f"{path}: its tensor is not a plain dense one")
+        raise WeightsError(f"{path}: {word!a} is not a plain dense tensor")
     if tensor.dtype not in _DTYPES:
         found = str(tensor.dtype).removeprefix("torch.")
-        raise WeightsError(f"{path}: its tensor has dtype {found}, expected a float")
+        raise WeightsError(f"{path}: {word!a} has dtype {found}, expected a float")
     if tensor.ndim not in (1, 2) or tensor.numel() == 0:
         raise WeightsError(
-            f"{path}: its tensor has shape {tuple(tensor.shape)}, expected one vector [D] or several [N,D]"
+            f"{path}: {word!a} has shape {tuple(tensor.shape)}, expected one vector [D] or several [N,D]"
         )
     size_bytes = tensor.numel() * tensor.element_size()
     if size_bytes > MAX_BYTES or not tensor.is_contiguous():  # a pickle's may repeat one number for ever
         raise WeightsError(
-            f"{path}: its tensor claims {size_bytes} bytes with strides {tensor.stride()}, expected a dense one of at "
+            f"{path}: {word!a} claims {size_bytes} bytes with strides {tensor.stride()}, expected a dense one of at "
             f"most {MAX_BYTES}"
         )
     check_finite(tensor.detach(), path, word)

@@ -11,7 +11,7 @@ from rawdiff.geometry import FACTOR
 from rawdiff.say import Say, say_nothing
 from rawdiff.weights.build import PARTS, check_class
 from rawdiff.weights.defaults import read_defaults
-from rawdiff.weights.parts import Where, read_config
+from rawdiff.weights.files import Where, read_config
 from rawdiff.weights.source import Source, open_source
 
 __all__ = ["with_vae"]
@@ -20,8 +20,9 @@ __all__ = ["with_vae"]
 def with_vae(model: Source, vae: Where = None, *, offline: bool = False, say: Say = say_nothing) -> Source:
     """The model with another VAE: a folder, a file or a repository that is one or holds one; None leaves its own.
 
-    Its scaling factor is that of its own config. A file by itself, which does not tell its family, is taken to be of
-    the model's. Raises WeightsError for one whose latents are not the model's, UsageError, HubError.
+    Its scaling factor is that of its own config: of a file by itself the config.json beside it. Without one it does not
+    tell its family, and is taken to be of the model's. Raises WeightsError for one whose latents are not the model's,
+    UsageError, HubError.
     """
     if vae is None:
         return model
@@ -29,10 +30,11 @@ def with_vae(model: Source, vae: Where = None, *, offline: bool = False, say: Sa
         raise UsageError(f"vae: found {type(vae).__name__}, expected a folder, a file or a hub id")
     other = open_source(vae, offline=offline)
     notes = () if other.single is None else other.single.notes
-    if notes and not isinstance(vae, Source):
+    if other.single is not None and other.single.is_guess and not isinstance(vae, Source):
         family = read_defaults(model).family
         if family is not None:
-            other, notes = open_source(f"{vae}#{family}", offline=offline), ()
+            other = open_source(f"{vae}#{family}", offline=offline)
+            notes = () if other.single is None else other.single.notes
     for note in notes:
         say(note)
     other = other.owner("vae")

@@ -7,7 +7,7 @@ from typing import Any
 
 from rawdiff.errors import WeightsError
 from rawdiff.weights.choose import read_json
-from rawdiff.weights.parts import Where, part_files, read_config
+from rawdiff.weights.files import Where, part_files, read_config
 from rawdiff.weights.source import Source, open_source
 from rawdiff.weights.vocabulary import build_tokenizer
 

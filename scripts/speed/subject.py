@@ -149,11 +149,10 @@ def from_model(
     import rawdiff
     from rawdiff import weights
     from rawdiff.prompts import encode_prompts
-    from rawdiff.vocabulary import Vocabulary
 
     model = rawdiff.load(source, device=device, dtype=dtype, speed="eager")
     own = tuple(weights.load_controlnet(net, device=device, dtype=dtype) for net in nets)
-    [reader] = model.readers(Vocabulary(model.tokenizer))
+    [reader] = model.readers()
     cond, uncond = (encode_prompts(reader, [text]).context for text in ("a red cube on grass", ""))
     hints = tuple(torch.linspace(0, 1, size[1], device=device).expand(1, 3, *size) for _ in nets)
     latents = torch.randn(1, 4, size[0] // 8, size[1] // 8, generator=torch.Generator().manual_seed(3)).to(

@@ -34,6 +34,6 @@ def study(
     report = measure(request, place, words, settings, say)
     yield from lines(report)
     if settings.json is not None:
-        say(f"JSON: {write_file(settings.json, as_json(report))}")
+        say(f"JSON: {write_file(settings.json, as_json(report), overwrite=settings.overwrite)}")
     if settings.html is not None:
-        say(f"page: {write_file(settings.html, as_html(report))}")
+        say(f"page: {write_file(settings.html, as_html(report), overwrite=settings.overwrite)}")

@@ -43,6 +43,8 @@ class Settings:
     only: Sequence[str] = ()
     json: str | None = None
     html: str | None = None
+    overwrite: bool = False
+    """Whether the two files may be replaced."""
 
     def check(self) -> None:
         """Raise UsageError for numbers and names that make no sense, and for files that are there already."""
@@ -56,8 +58,8 @@ class Settings:
         for name, path in files:
             if not path or "\0" in path or Path(path).is_dir():
                 raise UsageError(f"{name} {path!r}: expected the name of a file to write")
-            if Path(path).exists() or Path(path).is_symlink():
-                raise UsageError(f"{name} {path}: exists already; choose another name")
+            if not self.overwrite and (Path(path).exists() or Path(path).is_symlink()):
+                raise UsageError(f"{name} {path}: exists already; choose another name, or --overwrite")
         if len(files) == 2 and Path(files[0][1]).absolute() == Path(files[1][1]).absolute():
             raise UsageError(f"json and html are both {files[0][1]}: choose another name for one")
 
@@ -159,9 +161,8 @@ class _Bench:
                 self._workshops[arm.dtype] = open_workshop(here, say_nothing)
             workshop = self._workshops[arm.dtype]
             self._jobs[arm.name] = workshop.plan(arm.request)
-            if (
-                is_new or workshop.device.type == "cuda"
-            ):  # a GPU's graphs are recorded when they are first run
+            # A GPU's graphs are recorded, and another backend's networks compiled, when they are first run.
+            if is_new or workshop.device.type == "cuda" or workshop.made_with is not None:
                 self._draw(arm)
         except RawdiffError as error:
             self._leave_out(found, error)

@@ -45,8 +45,11 @@ IDLE = 0.8
 """Of the time that its threads could have computed in, below which others must have."""
 
 
-def machine(device: torch.device, dtype: str) -> dict[str, Any]:
-    """What computes: processor, cores that this process may use, threads, device, dtype, versions, how busy it is."""
+def machine(device: torch.device, dtype: str, made_with: str | None = None) -> dict[str, Any]:
+    """What computes: processor, cores that this process may use, threads, device, dtype, versions, how busy it is.
+
+    `made_with` is what computes the networks in torch's place.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "cpu": _cpu(),
@@ -57,6 +60,7 @@ def machine(device: torch.device, dtype: str) -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "rawdiff": __version__,
         "torch": torch.__version__,
+        "backend": "torch" if made_with is None else made_with,
         "python": platform.python_version(),
     }
 
@@ -69,7 +73,7 @@ def as_values(report: Report) -> dict[str, Any]:
     picture = report.job.picture
     return {
         "format": FORMAT,
-        "machine": machine(report.place.device, picture["dtype"]),
+        "machine": machine(report.place.device, picture["dtype"], report.place.made_with),
         "command": {
             "prompt": picture["prompt"],
             "size": format_size(report.job.size),
@@ -102,11 +106,14 @@ def as_json(report: Report) -> bytes:
 
 def machine_line(report: Report) -> str:
     """The machine on one line."""
-    of = machine(report.place.device, str(report.job.picture["dtype"]))
+    of = machine(report.place.device, str(report.job.picture["dtype"]), report.place.made_with)
     load = "" if of["load"] is None else f", load {of['load']:g}"
     threads = f"{of['threads']} thread{'s' if of['threads'] > 1 else ''}"
+    backend = "" if of["backend"] == "torch" else f", {of['backend']}"
     on = "" if of["device"] == "cpu" else f"{of['device']}; "
-    return f"{on}{of['cpu']}, {of['cores']} cores, {threads}{load}; {of['dtype']}, torch {of['torch']}"
+    return (
+        f"{on}{of['cpu']}, {of['cores']} cores, {threads}{load}; {of['dtype']}, torch {of['torch']}{backend}"
+    )
 
 
 def command_line(report: Report) -> str:
