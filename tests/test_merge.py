@@ -19,7 +19,7 @@ from rawdiff.errors import InputError, UsageError, WeightsError
 from rawdiff.weights import tensorfile
 from rawdiff.weights.merge import parse
 from tests.checkpoints import small_checkpoint, write
-from tests.cli_run import pixels
+from tests.cli_run import depth_map, pixels
 from tests.cli_run import rawdiff as command
 from tests.reference import silent
 from tests.small_hub import SmallHub
@@ -329,6 +329,16 @@ def test_faults_on_the_command_line(here: Path, folders: list[Path]) -> None:
         assert done.error
     with pytest.raises(UsageError, match="revision x: of a merge"):
         weights.open_source(named((folders[0], 0.5), (folders[1], 0.5)), revision="x")
+
+
+def test_a_net_is_none(here: Path, model: Path) -> None:
+    """Else the first would be taken for the sum."""
+    depth_map(here / "room.png", (64, 64))
+    net = model / "controlnet_depth"
+    words = ["gen", "-p", "a", "--depth", "room.png", "--net", f"depth={named((net, 0.5), (net, 0.5))}"]
+    done = command(*words, "--dry-run")
+    assert done.code == 2
+    assert "a merge is of whole models, and no ControlNet is" in done.error
 
 
 def test_a_broken_value_is_named_with_its_file(folders: list[Path], tmp_path: Path) -> None:
