@@ -251,6 +251,9 @@ def test_the_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert np.abs(levels).max() <= 1
     assert made[0]["backend"] == made[1]["backend"] == f"openvino {version()}"
     assert "backend" not in made[2]
+    by = [command("info", tmp_path / f"{name}.png").ok().lines[-1] for name in ("a", "c")]
+    assert f", openvino {version()}; float32 on cpu" in by[0]
+    assert "openvino" not in by[1]
 
 
 def run_of(model: Model, options: dict[str, Any]) -> Any:

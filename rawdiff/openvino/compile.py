@@ -45,7 +45,6 @@ class Compiled:
         for result in model.get_results():
             self._convert(result)
         model.validate_nodes_and_infer_types()
-        self._types = [tensors[k].dtype for k in self._used]
         self.bytes = sum(weight.nbytes for weight in self._weights) + sum(t.nbytes for t in tensors)
         options = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[self._dtype],
