@@ -170,9 +170,10 @@ def test_the_oldest_are_let_go_of_but_none_that_is_at_work(store: Store) -> None
     assert len(ours) == 1
 
 
-def test_bf16_errs_as_torchs_does(store: Store) -> None:
-    """Against fp64, with weights that were rounded to bf16."""
-    case = Case(nets=1, shape="plain")
+@pytest.mark.parametrize("shape", ["plain", "topless"])
+def test_bf16_errs_as_torchs_does(shape: str, store: Store) -> None:
+    """Against fp64, with weights that were rounded to bf16; at the bottom of the second are as many places as heads."""
+    case = Case(nets=1, shape=shape)
     nets = [case.unet, *case.nets]
     for net in nets:
         net.bfloat16()
