@@ -5,7 +5,20 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["expanded", "is_file", "is_folder", "is_there"]
+from rawdiff.errors import UsageError
+
+__all__ = ["check_name", "expanded", "is_file", "is_folder", "is_there"]
+
+
+MAX_NAME_BYTES = 255
+
+
+def check_name(what: str, path: str | Path) -> None:
+    """Raise UsageError for a file to be written whose name is longer than names can be."""
+    if len(os.fsencode(Path(path).name)) > MAX_NAME_BYTES:
+        raise UsageError(
+            f"{what} {str(path)[:60]!r}...: the name is too long: expected at most {MAX_NAME_BYTES} bytes"
+        )
 
 
 def expanded(path: str | Path) -> Path:

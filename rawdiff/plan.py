@@ -18,7 +18,7 @@ from torch import Tensor
 from rawdiff.errors import UsageError
 from rawdiff.sampler import Sampler, SamplerRow
 
-__all__ = ["Plan", "Row", "Window", "is_number", "make_plan"]
+__all__ = ["Plan", "Row", "Window", "check_guidance_end", "is_number", "make_plan"]
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -200,6 +200,16 @@ class Plan:
         return self._restarts[i]
 
 
+def check_guidance_end(end: object, *, distilled: bool) -> None:
+    """Raise UsageError for an end of guidance that is none, or that these networks cannot have."""
+    if not is_number(end) or not 0.0 <= end <= 1.0:
+        raise UsageError(f"guidance end {end!r}: expected a number from 0 to 1")
+    if distilled and end < 1.0:
+        raise UsageError(
+            f"guidance end {end:g}: this model is told its guidance, which ends with the run: leave it out"
+        )
+
+
 def make_plan(
     sampler: Sampler,
     *,
@@ -225,12 +235,7 @@ def make_plan(
             raise UsageError(f"guidance {scale!r}: expected a finite number, 1 or less for none, 7.5 say")
     if not is_number(rescale) or not 0.0 <= rescale <= 1.0:
         raise UsageError(f"rescale {rescale!r}: expected a number from 0 to 1")
-    if not is_number(guidance_end) or not 0.0 <= guidance_end <= 1.0:
-        raise UsageError(f"guidance end {guidance_end!r}: expected a number from 0 to 1")
-    if distilled and guidance_end < 1.0:
-        raise UsageError(
-            f"guidance end {guidance_end:g}: this model is told its guidance, which ends with the run: leave it out"
-        )
+    check_guidance_end(guidance_end, distilled=distilled)
     scales = [float(scale) if distilled else max(1.0, float(scale)) for scale in guidance]
     if contexts and len(contexts) != len(sampler.rows):
         raise UsageError(f"{len(contexts)} contexts given: expected {len(sampler.rows)}, one for each row")

@@ -114,13 +114,13 @@ class Probe:
         self._stack.append(node)
         events = self._events() if self._cuda and not host else None
         if events:
-            events[0].record()
+            self._record(events[0])
         start = self._clock()
         try:
             yield
         finally:
             if events:
-                events[1].record()
+                self._record(events[1])
                 node._pending.append(events)
             else:
                 node.total_ms += 1e3 * (self._clock() - start)
@@ -132,6 +132,11 @@ class Probe:
 
         event: Any = torch.cuda.Event
         return event(enable_timing=True), event(enable_timing=True)
+
+    def _record(self, event: Any) -> None:
+        import torch
+
+        event.record(torch.cuda.current_stream(self._device))  # which need not be the current device's
 
     def tree(self) -> Node:
         """The tree so far; waits for a GPU. The root's total is the host's clock since the probe was made."""

@@ -270,6 +270,9 @@ def test_only_what_was_asked_for_is_written(done: tuple[Result, Path]) -> None:
         (["--only", "faster"], "only 'faster': no proposal"),
         (["--only", "control"], "control"),
         (["--json", "taken.txt"], "exists already"),
+        (["--json=~/taken.txt"], "exists already"),
+        (["--json", ""], "json '': expected the name of a file"),
+        (["--html", "a" * 300], "the name is too long"),
         (["--html", "."], "name of a file"),
         (["--json", "a", "--html", "a"], "both a"),
         (["--size", "50x40"], "50"),
@@ -278,7 +281,10 @@ def test_only_what_was_asked_for_is_written(done: tuple[Result, Path]) -> None:
         (["--model", "no/where/at/all"], "no/where"),
     ],
 )
-def test_mistakes_are_one_line(here: Path, options: list[str], words: str) -> None:
+def test_mistakes_are_one_line(
+    here: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], words: str
+) -> None:
+    monkeypatch.setenv("HOME", str(here))
     (here / "taken.txt").write_text("mine")
     base = [] if "--size" in options else ["--size", "48x40"]
     result = rawdiff("bench", "-p", "a cube", *base, *options)

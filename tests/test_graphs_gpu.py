@@ -155,6 +155,27 @@ def test_an_error_drops_graphs() -> None:
     assert all(torch.equal(a, b) for a, b in zip(run(case, graphs), before, strict=True))
 
 
+def test_one_let_go_of_leaves_the_others() -> None:
+    """Products that use cuBLAS's working memory, which the one let go of must not take along."""
+    a, b = (torch.randn(4096, 2048, device=CUDA, dtype=torch.float16) for _ in range(2))
+    graphs, expected = Graphs(CUDA), a.T @ b
+
+    def product(x: Tensor, y: Tensor) -> Tensor:
+        return x.T @ y
+
+    for place in range(3):
+        graphs(product, a, b, place=place)
+    first = next(iter(graphs._entries))
+    del graphs._entries[first]
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    waste = [torch.full((1 << 24,), float("nan"), device=CUDA) for _ in range(4)]
+    for place in (1, 2):
+        assert torch.equal(graphs(product, a, b, place=place), expected)
+    del waste
+
+
 def test_memory_is_given_back() -> None:
     case = case_on_gpu()
     run(case, EAGER)  # libraries keep workspaces

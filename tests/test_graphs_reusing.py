@@ -85,10 +85,18 @@ def _steps(model: library.Model, every: int) -> library.Run:
 
 
 def test_over_recorded_work_it_is_the_same(loaded: library.Model) -> None:
-    """What a recording overwrites at its next replay is kept until then."""
-    eager = run_by(loaded, Reusing(EAGER, 2)).latents
-    graphs = run_by(loaded, Reusing(Graphs(torch.device("cpu")), 2)).latents
-    assert (eager - graphs).abs().max() <= 1e-5 * eager.abs().max()
+    """What a recording overwrites at its next replay, of another text too, is kept until it is asked for."""
+    alternating = {"prompt": "[a red cube|the blue sphere]", "syntax": "a1111"}
+    for every, options in ((2, {}), (3, alternating)):
+        eager = run_by(loaded, Reusing(EAGER, every), **options).latents
+        graphs = run_by(loaded, Reusing(Graphs(torch.device("cpu")), every), **options).latents
+        assert (eager - graphs).abs().max() <= 1e-5 * eager.abs().max()
+
+
+def test_it_says_what_computes() -> None:
+    inner = Runner()
+    inner.made_with = "another 1.0"
+    assert Reusing(inner, 2).made_with == "another 1.0"
 
 
 def test_what_makes_no_sense_is_refused() -> None:

@@ -23,6 +23,7 @@ from rawdiff.weights import build, fill
 from rawdiff.weights.choose import read_json
 from rawdiff.weights.single import FAMILIES
 from tests.checkpoints import write_header
+from tests.cli_run import rawdiff as command
 from tests.lora_files import kohya, random_changes, write
 from tests.reference import check, hint, load, matters, reference, silent
 from tests.small_models import small_controlnet, small_folder, small_scheduler, small_unet
@@ -212,6 +213,17 @@ def test_a_folder_and_its_defaults(tmp_path: Path) -> None:
     )  # fmt: skip
     assert type(found.scheduler).__name__ == "LCMScheduler"
     assert run.recipe["guidance"] == [8.5]
+
+
+def test_an_end_of_guidance_is_refused_before_weights_are_read(tmp_path: Path) -> None:
+    """Nor does a dry run find nothing wrong with it."""
+    folder = folder_of(tmp_path / "lcm")
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"")
+    words = ["gen", "-p", "a", "--model", folder, "--size", "64x64", "--guidance-end", "0.5"]
+    for more in ([], ["--dry-run"]):
+        done = command(*words, *more, "-o", tmp_path / "out")
+        assert done.code == 2
+        assert "guidance end 0.5: this model is told its guidance" in done.error
 
 
 def test_a_file_in_diffusers_names(tmp_path: Path) -> None:

@@ -19,12 +19,13 @@ from rawdiff.errors import InputError, UsageError, WeightsError
 from rawdiff.weights import tensorfile
 from rawdiff.weights.merge import parse
 from tests.checkpoints import small_checkpoint, write
-from tests.cli_run import pixels
+from tests.cli_run import depth_map, pixels
 from tests.cli_run import rawdiff as command
 from tests.reference import silent
+from tests.small_hub import SmallHub
 from tests.small_models import small_folder
 
-pytest_plugins = ["tests.cli_fixtures"]
+pytest_plugins = ["tests.cli_fixtures", "tests.hub_fixtures"]
 
 NETWORKS = ("unet", "text_encoder", "vae")
 
@@ -206,6 +207,20 @@ def test_from_refuses_a_changed_source(here: Path, folders: list[Path]) -> None:
     assert "merged 2/" in done.error
 
 
+def test_a_hubs_model_first(
+    here: Path, folders: list[Path], served: SmallHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its commit is not the sum's, and its picture is made again without one."""
+    monkeypatch.setenv("HF_ENDPOINT", served.url)
+    monkeypatch.setenv("HF_HUB_CACHE", str(here / "cache"))
+    words = ["gen", "-p", "a", "--size", "64x64", "--steps", "1", "--seed", "3"]
+    [path] = command(*words, "--model", named(("owner/small", 0.6), (folders[1], 0.4))).ok().lines
+    found = recipe.read(path)
+    assert found["made"]["model"]["revision"] is None
+    [again] = command("gen", "--from", path).ok().lines
+    assert recipe.read(again)["id"] == found["id"]
+
+
 def test_saved_and_resumed(folders: list[Path], tmp_path: Path) -> None:
     model = load(named((folders[0], 0.6), (folders[1], 0.4)))
     options: dict[str, Any] = {"size": (64, 64), "steps": 3, "seed": 3, "say": silent}
@@ -236,7 +251,9 @@ def test_saved_and_resumed(folders: list[Path], tmp_path: Path) -> None:
         ("merge:a@0.5+b", "'b' has no weight"),
         ("merge:a@0.5+b@half", "'b@half' has no weight"),
         ("merge:a@nan+b@1", "'nan' is no weight"),
-        ("merge:a@1e999+b@1", "add up to inf"),
+        ("merge:a@1e999+b@1", "add up to inf, expected 1$"),
+        ("merge:a@1e999+b@-1e999", "add up to nan, expected 1$"),
+        ("merge:a@1e308+b@1e308", "add up to inf"),
         ("merge:a@0.5+merge:b@0.5", "a merge in a merge"),
     ],
 )
@@ -244,6 +261,12 @@ def test_words_that_make_no_merge(text: str, words: str) -> None:
     with pytest.raises(UsageError, match=words) as caught:
         parse(text)
     assert "\n" not in str(caught.value)
+
+
+def test_names_that_no_file_could_have() -> None:
+    """Together longer than a file's name may be."""
+    with pytest.raises(UsageError, match="is no file and no folder"):
+        weights.open_source(named(("a" * 150, 0.5), ("b" * 150, 0.5)))
 
 
 def test_words() -> None:
@@ -306,6 +329,16 @@ def test_faults_on_the_command_line(here: Path, folders: list[Path]) -> None:
         assert done.error
     with pytest.raises(UsageError, match="revision x: of a merge"):
         weights.open_source(named((folders[0], 0.5), (folders[1], 0.5)), revision="x")
+
+
+def test_a_net_is_none(here: Path, model: Path) -> None:
+    """Else the first would be taken for the sum."""
+    depth_map(here / "room.png", (64, 64))
+    net = model / "controlnet_depth"
+    words = ["gen", "-p", "a", "--depth", "room.png", "--net", f"depth={named((net, 0.5), (net, 0.5))}"]
+    done = command(*words, "--dry-run")
+    assert done.code == 2
+    assert "a merge is of whole models, and no ControlNet is" in done.error
 
 
 def test_a_broken_value_is_named_with_its_file(folders: list[Path], tmp_path: Path) -> None:

@@ -170,9 +170,10 @@ def test_the_oldest_are_let_go_of_but_none_that_is_at_work(store: Store) -> None
     assert len(ours) == 1
 
 
-def test_bf16_errs_as_torchs_does(store: Store) -> None:
-    """Against fp64, with weights that were rounded to bf16."""
-    case = Case(nets=1, shape="plain")
+@pytest.mark.parametrize("shape", ["plain", "topless"])
+def test_bf16_errs_as_torchs_does(shape: str, store: Store) -> None:
+    """Against fp64, with weights that were rounded to bf16; at the bottom of the second are as many places as heads."""
+    case = Case(nets=1, shape=shape)
     nets = [case.unet, *case.nets]
     for net in nets:
         net.bfloat16()
@@ -251,6 +252,9 @@ def test_the_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert np.abs(levels).max() <= 1
     assert made[0]["backend"] == made[1]["backend"] == f"openvino {version()}"
     assert "backend" not in made[2]
+    by = [command("info", tmp_path / f"{name}.png").ok().lines[-1] for name in ("a", "c")]
+    assert f", openvino {version()}; float32 on cpu" in by[0]
+    assert "openvino" not in by[1]
 
 
 def run_of(model: Model, options: dict[str, Any]) -> Any:

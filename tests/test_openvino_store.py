@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import rawdiff
-from rawdiff.errors import UsageError
+from rawdiff.errors import ResourceError, UsageError
 from rawdiff.graphs import EAGER
 from rawdiff.jobs.health import check_all
 from rawdiff.openvino import Store, cache_folder, choose_runner, package
@@ -87,6 +87,26 @@ def test_the_platforms_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         monkeypatch.setenv("XDG_CACHE_HOME", nothing)
         assert cache_folder().is_absolute()
         assert cache_folder().parts[-2:] == ("rawdiff", "openvino")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="homes are told otherwise there")
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in a container: told in a line, and by doctor, unless another folder is named."""
+
+    def nobody(uid: int) -> Any:
+        raise KeyError(uid)
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("rawdiff.jobs.health._model", lambda *given: iter(()))
+    with pytest.raises(ResourceError, match=r"no home folder .* set XDG_CACHE_HOME to a folder"):
+        Store()
+    [found] = [finding for finding in check_all(None, tmp_path) if finding.name == "openvino"]
+    assert "set XDG_CACHE_HOME" in found.text
+    assert found.error is None
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert Store().folder == tmp_path / "rawdiff" / "openvino"
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,10 @@ from tests.checkpoints import UNET, original, small_checkpoint, write, write_hea
 from tests.cli_run import pixels
 from tests.cli_run import rawdiff as command
 from tests.reference import check, hint, matters, reference, silent
+from tests.small_hub import SmallHub
 from tests.small_models import small_folder, small_scheduler, small_unet, small_vae
 
-pytest_plugins = ["tests.cli_fixtures"]
+pytest_plugins = ["tests.cli_fixtures", "tests.hub_fixtures"]
 
 SCALE = 0.31
 
@@ -311,6 +312,26 @@ def test_one_that_does_not_fit(here: Path, other: Path, changes: dict[str, Any],
     assert (done.code, done.out) == (4, "")
     assert words in done.error
     assert str(folder) in done.error
+
+
+def test_a_merge_is_refused(here: Path, model: Path) -> None:
+    """Its recipe would have the files of one of them, and no weights."""
+    done = command("gen", "-p", "a", "--vae", f"merge:{model}@0.5+{model}@0.5")
+    assert done.code == 2
+    assert "a merge is of whole models" in done.error
+    with pytest.raises(UsageError, match="a merge is of whole models"):
+        rawdiff.load(model, vae=weights.open_source(f"merge:{model}@0.5+{model}@0.5"), device="cpu")
+
+
+def test_a_download_is_spoken_of(
+    model: Path, served: SmallHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", served.url)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    told: list[str] = []
+    found = weights.with_vae(weights.open_source(model), "owner/small", say=told.append)
+    weights.hashes(found, "vae")
+    assert "downloading vae/diffusion_pytorch_model.safetensors of owner/small (287.6 kB)" in told
 
 
 def test_what_is_no_vae(model: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from rawdiff import weights
 from rawdiff.weights import Adapters, Lora, read_lora
+from rawdiff.weights.lora_alpha import read_alphas
 from rawdiff.weights.lora_layers import Layers, original_names
 from scripts.embedded import lora as scripts_lora
 from tests.lora_files import (
@@ -180,6 +181,19 @@ def test_metadata_tells_alpha_for_all_and_for_some(networks: Networks, tmp_path:
         change.alpha = 2.0 if name.endswith("attn2.to_q") else 8.0
     metadata = {"lora_adapter_metadata": json.dumps(told)}
     check_against_hooks(networks, read_lora(write(tmp_path / "x.safetensors", held, metadata)), changes)
+
+
+@pytest.mark.parametrize("network", ["unet", "text_encoder", "text_encoder_2"])
+@pytest.mark.parametrize(
+    "pattern", ["^text_model.encoder.layers.0.fc1", "^encoder.layers.0.fc1", "layers.0.fc1"]
+)
+def test_exceptions_are_of_every_network(network: str, pattern: str) -> None:
+    """As diffusers writes them, from the beginning of the name that a layer has in its network."""
+    layer = f"{network}.text_model.encoder.layers.0.fc1"
+    told = {f"{network}.lora_alpha": 4, f"{network}.alpha_pattern": {pattern: 8}}
+    rules = read_alphas(Path("x"), {"lora_adapter_metadata": json.dumps(told)}, None, [layer])
+    assert rules.scale(layer, 4, None, None) == 2.0
+    assert rules.scale(layer.replace("0.fc1", "10.fc1"), 4, None, None) == 1.0
 
 
 def unprefixed(changes: Changes) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ from rawdiff.cli import drawing, options
 from rawdiff.cli.talk import complete
 from rawdiff.cli.terminal import printable
 from rawdiff.jobs.words import request_from_words
+from rawdiff.paths import expanded
 
 __all__ = ["EPILOG", "bench"]
 
@@ -21,6 +22,10 @@ EPILOG = """[bold]Examples[/bold]
 [cyan]rawdiff bench -p "a red cube on grass" --only steps --only bf16 --html bench.html[/cyan]
 [cyan]rawdiff bench -p "a cosy living room" --model sd1.5 --no-proposals --repeat 1 --json bench.json[/cyan]
 """
+
+
+def _expanded(path: str | None) -> str | None:
+    return str(expanded(path)) if path else path
 
 
 def bench(
@@ -86,13 +91,20 @@ def bench(
     ] = None,
     json_file: Annotated[
         str | None,
-        typer.Option("--json", metavar="FILE", help="Write all of it as JSON.", rich_help_panel=STUDY),
+        typer.Option(
+            "--json",
+            metavar="FILE",
+            callback=_expanded,
+            help="Write all of it as JSON.",
+            rich_help_panel=STUDY,
+        ),
     ] = None,
     html_file: Annotated[
         str | None,
         typer.Option(
             "--html",
             metavar="FILE",
+            callback=_expanded,
             help="Write a page with charts and every picture, complete in itself.",
             rich_help_panel=STUDY,
         ),

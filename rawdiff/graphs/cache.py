@@ -80,7 +80,7 @@ class Graphs(Runner):
         """`call(*arguments)`, in memory that the next replay of the same call overwrites."""
         tensors, form = flatten(arguments)
         key = (call, place, form, signature(tensors))
-        with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
+        with self._there():
             try:
                 if key not in self._entries:
                     self._entries[key] = self._recorded(call, form, tensors)
@@ -121,7 +121,12 @@ class Graphs(Runner):
     def settle(self, nets: Iterable[Any], work: Callable[[], Any]) -> None:
         """Bring `nets` into the memory format in which `work`, which runs them, is fastest."""
         if self._formats is not None:
-            self._formats.settle(nets, work, self.drop)
+            with self._there():  # where its clock has to look
+                self._formats.settle(nets, work, self.drop)
+
+    def _there(self) -> AbstractContextManager[Any]:
+        """Inside, a GPU's own streams, events and memory are meant."""
+        return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
 
     def until_next(self) -> Callable[[], bool]:
         """Something that says whether nothing has been replayed since."""

@@ -6,8 +6,9 @@ was when it was recorded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -42,18 +43,20 @@ class CudaRecording:
     """
 
     def __init__(self, work: Flat, inputs: Sequence[Tensor]) -> None:
-        stream = new_stream()
-        stream.wait_stream(torch.cuda.current_stream())
+        current, stream = torch.cuda.current_stream(), new_stream()
+        stream.wait_stream(current)
         with torch.cuda.stream(stream):  # what libraries set up, compile or measure, they do here
             for _ in range(WARM_UPS):
                 shapes = work(*inputs)
-        torch.cuda.current_stream().wait_stream(stream)
+        current.wait_stream(stream)
         torch.cuda.synchronize()
         self.outputs = [torch.empty_like(found) for found in shapes]
         del shapes
         self._inputs = list(inputs)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        options: dict[str, Any] = {"stream": stream, "capture_error_mode": "thread_local"}
+        # A capture that fails leaves its stream the current one: the outer context does not.
+        with torch.cuda.stream(current), _own_workspaces(), torch.cuda.graph(self._graph, **options):
             before = torch.cuda.memory_reserved()
             torch._foreach_copy_(self.outputs, work(*inputs))
         self.pool_bytes = max(0, torch.cuda.memory_reserved() - before)
@@ -61,3 +64,18 @@ class CudaRecording:
     def replay(self) -> None:
         """Launch the graph on the current stream."""
         self._graph.replay()
+
+
+@contextmanager
+def _own_workspaces() -> Iterator[None]:
+    """Inside, what is captured takes cuBLAS's working memory from its own pool.
+
+    torch keeps one for each stream, and gives out few streams: two graphs captured on the same would write into the
+    same memory when they are replayed side by side, and one let go of would take it from the other.
+    """
+    clear = torch._C._cuda_clearCublasWorkspaces
+    clear()
+    try:
+        yield
+    finally:
+        clear()

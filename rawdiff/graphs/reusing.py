@@ -30,7 +30,7 @@ class Reusing(Runner):
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise UsageError(f"reuse {every!r}: expected a whole number of evaluations, 1 or more")
         super().__init__(inner.streams)
-        self.overwrites = inner.overwrites
+        self.overwrites, self.made_with = inner.overwrites, inner.made_with
         self._inner, self._every = inner, every
         self._evaluation = 0
         self._held: dict[Hashable, Any] = {}
@@ -41,7 +41,10 @@ class Reusing(Runner):
         text = arguments[2]  # another half of guidance, or another prompt, has another
         key = (call, place, id(text))
         if key not in self._held or self._evaluation % self._every == 0:
-            self._held[key] = self._inner(call, *arguments, place=place)
+            found = self._inner(call, *arguments, place=place)
+            self._held[key] = (
+                _copied(found) if self.overwrites else found
+            )  # another text's is written there too
         return _copied(self._held[key])  # residuals are added into what is handed out
 
     def together(self, works: Sequence[Work], probe: ProbeLike, key: Hashable) -> list[Any]:

@@ -84,10 +84,13 @@ def _extra(name: str, use: str) -> Finding:
 
 
 def _openvino() -> Finding:
-    version, sizes = openvino.version(), openvino.Store().sizes()
-    kept = (
-        f"{len(sizes)} converted networks, {sum(sizes.values()) / 2**20:.1f} MiB in {openvino.cache_folder()}"
-    )
+    version = openvino.version()
+    try:
+        store = openvino.Store()
+        sizes = store.sizes()
+        kept = f"{len(sizes)} converted networks, {sum(sizes.values()) / 2**20:.1f} MiB in {store.folder}"
+    except ResourceError as error:
+        kept = str(error)
     if version is None:
         text = f"is not installed: --backend openvino needs it (pip install 'rawdiff[openvino]'); {kept}"
         return Finding("openvino", "note", text)

@@ -122,6 +122,7 @@ def _recipe_pairs(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     if "vae" in made:
         yield "vae", made["vae"]["name"]
     versions = ", ".join(f"{name} {made[name]}" for name in ("rawdiff", "torch", "diffusers", "transformers"))
+    versions += f", {made['backend']}" if "backend" in made else ""
     yield "made by", f"{versions}; {picture['dtype']} on {made['device']}"
 
 

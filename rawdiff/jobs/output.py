@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from rawdiff import images
 from rawdiff.errors import UsageError
 from rawdiff.jobs.job import Drawn
-from rawdiff.paths import expanded, is_folder, is_there
+from rawdiff.paths import check_name, expanded, is_folder, is_there
 from rawdiff.say import Say
 
 __all__ = ["OUTPUT_FOLDER", "Output", "check_batch", "open_output", "stem_for"]
 
 MAX_BATCH = 256
-MAX_NAME_BYTES = 255
 OUTPUT_FOLDER = "output_images"
 
 
@@ -78,10 +76,7 @@ def open_output(out: str | Path | None, *, count: int = 1, overwrite: bool = Fal
     if not text or "\0" in text:
         raise UsageError(f"out {text!r}: expected a folder, or a file that ends in .png")
     path = expanded(text)
-    if len(os.fsencode(path.name)) > MAX_NAME_BYTES:
-        raise UsageError(
-            f"out {text[:60]!r}...: the name is too long: expected at most {MAX_NAME_BYTES} bytes"
-        )
+    check_name("out", path)
     suffix = path.suffix.lower()
     if not is_folder(path):
         images.picture_name(path.name)

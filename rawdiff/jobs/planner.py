@@ -25,6 +25,7 @@ from rawdiff.nets.exact import without
 from rawdiff.nets.guidance import is_told
 from rawdiff.nets.text import check_clip_skip
 from rawdiff.noise import check_seeds, random_seed
+from rawdiff.plan import check_guidance_end
 from rawdiff.probes import ProbeLike
 from rawdiff.sampler import Sampler
 from rawdiff.say import Say, say_nothing
@@ -96,6 +97,8 @@ class Planner:
         strength = check_strength(request.image, request.mask, request.strength, request.paste)
         masked = request.mask is not None
         unet = unet_config(self.source, self.defaults, masked=masked)
+        end = 1.0 if request.guidance_end is None else float(request.guidance_end)
+        check_guidance_end(end, distilled=is_told(unet))
         count = 1 if request.count is None else request.count
         seeds = check_seeds(random_seed(count) if request.seed is None else request.seed, count)
         asked = request.resolved()
@@ -142,7 +145,7 @@ class Planner:
         negative = request.negative or ""
         options: dict[str, Any] = {
             "rescale": float(request.rescale or 0.0),
-            "guidance_end": 1.0 if request.guidance_end is None else float(request.guidance_end),
+            "guidance_end": end,
             "clip_skip": request.clip_skip or 0,
             "guess": bool(request.guess),
             "exact": without(request.repeats),

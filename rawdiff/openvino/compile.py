@@ -45,10 +45,9 @@ class Compiled:
         for result in model.get_results():
             self._convert(result)
         model.validate_nodes_and_infer_types()
-        self._types = [tensors[k].dtype for k in self._used]
         self.bytes = sum(weight.nbytes for weight in self._weights) + sum(t.nbytes for t in tensors)
         options = {
-            "INFERENCE_PRECISION_HINT": PRECISIONS[self._dtype],
+            "INFERENCE_PRECISION_HINT": PRECISIONS[torch.float32 if _is_ambiguous(model) else self._dtype],
             "EXECUTION_MODE_HINT": "ACCURACY",
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,
@@ -106,3 +105,14 @@ class Compiled:
             return self._ov.Tensor(tensor.numpy(), shared_memory=True)
         array = tensor.view(torch.uint16).numpy()  # numpy has no bf16
         return self._ov.Tensor(array, list(tensor.shape), self._type(tensor.dtype))
+
+
+def _is_ambiguous(model: Any) -> bool:
+    """Whether an attention has as many queries or keys as heads: in bf16 one is then taken for the other (2026.4.1)."""
+    for node in model.get_ops():
+        if node.get_type_name() == "ScaledDotProductAttention":
+            for place in (0, 1):
+                _, heads, length, _ = node.input(place).get_shape()
+                if heads == length:
+                    return True
+    return False

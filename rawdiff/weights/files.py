@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rawdiff.errors import HubError, WeightsError
+from rawdiff.errors import HubError, UsageError, WeightsError
 from rawdiff.weights import digests
 from rawdiff.weights.build import PARTS, Part, build_empty, check_class
 from rawdiff.weights.choose import TOKENIZER_FILES, choose_weights, read_json, read_shard_names
@@ -124,7 +124,12 @@ def _named(source: Source, part: str) -> dict[str, Path]:
 
 
 def summands(source: Source, part: str) -> list[Source]:
-    """The sources that a part is the sum of: mostly one."""
+    """The sources that a part is the sum of: mostly one. Raises UsageError for ControlNets, which are never summed."""
+    if source.merged and part == "controlnet":
+        raise UsageError(
+            f"net {str(source)[:120]!a}: a merge is of whole models, and no ControlNet is; expected a folder, a file "
+            "or a hub id"
+        )
     return [one for one, _ in source.merged] if source.merged and part in MERGED else [source]
 
 

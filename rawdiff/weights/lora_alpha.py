@@ -28,7 +28,7 @@ __all__ = ["PEFT_FILE", "AlphaRules", "config_beside", "read_alphas"]
 _DIFFUSERS_KEY = "lora_adapter_metadata"
 PEFT_FILE = "adapter_config.json"
 _PEFT_PREFIX = "base_model.model."
-_PREFIXES = re.compile(r"(?:(?:unet|text_encoder|base_model\.model|text_model)\.)*")
+_PREFIXES = re.compile(r"(?:(?:unet|text_encoder|text_encoder_2|base_model\.model|text_model)\.)*")
 _TEXT = re.compile(r"(?:text_model|encoder\.layers)\.")
 """How the names of a text encoder's layers begin where they do not name their network; others are a UNet's."""
 _NAMED = re.compile(r"(?:unet|text_encoder\w*)\.|lora_")

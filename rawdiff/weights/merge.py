@@ -82,10 +82,12 @@ def parse(text: str) -> list[tuple[str, float]]:
         raise UsageError(
             f"model {text[:120]!a}: a merge in a merge; write all of its sources with one merge:"
         )
-    total = math.fsum(weight for _, weight in found)
+    total = sum(weight for _, weight in found)  # weights beyond fp64 add up to inf or NaN
     expected = 1.0 if said is None else float(said["sum"])
     if not abs(total - expected) <= _TOLERANCE:
-        hint = f"; write ={total:g} behind it if you mean that" if said is None else ""
+        hint = (
+            f"; write ={total:g} behind it if you mean that" if said is None and math.isfinite(total) else ""
+        )
         raise UsageError(
             f"model {text[:120]!a}: its weights add up to {total:g}, expected {expected:g}{hint}"
         )

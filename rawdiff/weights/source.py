@@ -144,11 +144,12 @@ def open_source(
     text = str(source)
     if not text or not text.isprintable():
         raise UsageError(f"model {text[:80]!a}: expected a folder, a file, an alias or OWNER/NAME")
-    if text.startswith(merge.PREFIX) and not Path(text).exists():
+    if text.startswith(merge.PREFIX) and not paths.is_there(text):
         if revision is not None:
             raise UsageError(f"revision {revision}: of a merge, it cannot be told whose; leave it out")
         found = [(open_source(name, offline=offline, hub=hub, say=say), w) for name, w in merge.parse(text)]
-        return replace(found[0][0], name=text, kind="merge", merged=tuple(found))
+        # The first's commit is not the sum's: which files took part is told by their SHA-256.
+        return replace(found[0][0], name=text, kind="merge", revision=None, merged=tuple(found))
     text, options = split_options(text)
     path = paths.expanded(text)
     if paths.is_folder(path):

@@ -12,6 +12,7 @@ from rawdiff.say import Say, say_nothing
 from rawdiff.weights.build import PARTS, check_class
 from rawdiff.weights.defaults import read_defaults
 from rawdiff.weights.files import Where, read_config
+from rawdiff.weights.hub import Hub
 from rawdiff.weights.source import Source, open_source
 
 __all__ = ["with_vae"]
@@ -28,7 +29,12 @@ def with_vae(model: Source, vae: Where = None, *, offline: bool = False, say: Sa
         return model
     if not isinstance(vae, (str, Path, Source)):
         raise UsageError(f"vae: found {type(vae).__name__}, expected a folder, a file or a hub id")
-    other = open_source(vae, offline=offline)
+    other = open_source(vae, offline=offline, hub=Hub(offline=offline, say=say))
+    if other.owner("vae").merged:
+        raise UsageError(
+            f"vae {str(other)[:120]!a}: a merge is of whole models, and a recipe tells of one VAE; expected a folder, "
+            "a file or a hub id"
+        )
     notes = () if other.single is None else other.single.notes
     if other.single is not None and other.single.is_guess and not isinstance(vae, Source):
         family = read_defaults(model).family

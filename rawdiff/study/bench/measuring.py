@@ -19,6 +19,7 @@ from rawdiff.jobs.job import Job
 from rawdiff.jobs.place import Place, open_workshop
 from rawdiff.jobs.request import Request
 from rawdiff.jobs.workshop import Workshop
+from rawdiff.paths import check_name
 from rawdiff.say import Say, say_nothing
 from rawdiff.study.bench.arms import Arm, chosen, proposals
 from rawdiff.study.bench.flops import ceiling, count
@@ -55,6 +56,8 @@ class Settings:
         files = [
             (name, path) for name, path in (("json", self.json), ("html", self.html)) if path is not None
         ]
+        for name, path in files:
+            check_name(name, path)
         for name, path in files:
             if not path or "\0" in path or Path(path).is_dir():
                 raise UsageError(f"{name} {path!r}: expected the name of a file to write")
