@@ -15,6 +15,8 @@ import rawdiff
 from rawdiff import Model
 from scripts.embedded import metrics
 from scripts.embedded.captions import captions
+from scripts.embedded.inversion import WORD
+from scripts.embedded.looks import LOOKS
 from scripts.embedded.palette import COLOURS
 from scripts.embedded.training import ASSETS
 from scripts.embedded.world import Renders, Scenes, render, sample_scenes
@@ -57,16 +59,19 @@ def paint(model: Model, prompts: list[str], maps: torch.Tensor | None, **options
 # ------------------------------------------------------------------------------------------- the folder
 
 
-def test_the_model_stays_within_twenty_megabytes() -> None:
+NETWORKS = ("unet", "unet_inpaint", "vae", *(f"controlnet_{kind}" for kind in ("depth", "normal", "canny")))
+
+
+def test_the_model_stays_within_forty_megabytes() -> None:
     size = sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file())
-    assert 10_000_000 < size <= 20_000_000
+    assert 10_000_000 < size <= 40_000_000
 
 
 def test_every_weight_is_fp16_and_the_text_encoder_keeps_its_prefix() -> None:
     from safetensors import safe_open
 
     files = sorted(ASSETS.rglob("*.safetensors"))
-    assert {f.parent.name for f in files} == {"unet", "vae", "text_encoder", "controlnet_depth"}
+    assert {f.parent.name for f in files} == {*NETWORKS, "text_encoder", "loras", "embeddings"}
     for path in files:
         with safe_open(path, "pt") as held:
             for key in held.keys():  # noqa: SIM118 (not a mapping)
@@ -173,8 +178,10 @@ def test_a_wheel_would_carry_every_file_of_the_model() -> None:
         "tokenizer/tokenizer.json",
         "tokenizer/tokenizer_config.json",
         "tokenizer/vocab.json",
-        *(f"{part}/config.json" for part in ("unet", "vae", "controlnet_depth")),
-        *(f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae", "controlnet_depth")),
+        *(f"{part}/config.json" for part in NETWORKS),
+        *(f"{part}/diffusion_pytorch_model.safetensors" for part in NETWORKS),
+        *(f"loras/{look}{layout}.safetensors" for look in LOOKS for layout in ("", "-diffusers")),
+        f"embeddings/{WORD}.safetensors",
     }
     assert names == expected
     assert Path(rawdiff.__file__).parent in ASSETS.parents

@@ -1,0 +1,198 @@
+"""The embedded model's further weights: diffusers' pipelines load them and make the same pictures, and each is felt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+import rawdiff
+from rawdiff import Control, Model, Run
+from scripts.embedded import metrics
+from scripts.embedded.captions import captions
+from scripts.embedded.inversion import WORD
+from scripts.embedded.looks import LOOKS
+from scripts.embedded.lora import RANK
+from scripts.embedded.painting import Painter, pixels
+from scripts.embedded.palette import COLOURS
+from scripts.embedded.steering import Scene, scene
+from scripts.embedded.training import ASSETS
+from tests.lora_files import same, state
+from tests.reference import grey_levels, silent
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+PROMPT = "a red sphere to the left of a blue cube on grass in daylight"
+NATIVE = (128, 128)
+CALL: dict[str, Any] = {"num_inference_steps": 6, "guidance_scale": 3.0}
+KINDS = ("depth", "normal", "canny")
+FELT = 8  # grey levels that leaving something out moves some pixel by, at least
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return rawdiff.load(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def seen() -> Scene:
+    return scene(8, 61_000)
+
+
+def pipeline(name: str, **parts: Any) -> Any:
+    import diffusers
+
+    made = getattr(diffusers, f"StableDiffusion{name}Pipeline").from_pretrained(ASSETS, **parts)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def theirs(made: Any, prompt: str = PROMPT, **call: Any) -> Any:
+    return made(prompt, generator=torch.Generator().manual_seed(7), **CALL, **call).images[0]
+
+
+def ours(model: Model, prompt: str = PROMPT, **options: Any) -> Run:
+    run = model.prepare(prompt, size=NATIVE, guidance=3.0, steps=6, seed=7, say=silent, **options)
+    list(run)
+    return run
+
+
+def control(seen: Scene, kind: str, weight: float = 1.0) -> Control:
+    if kind == "canny":
+        return Control(kind, pixels(seen.true.picture[0]), weight, derive=True)
+    return Control(kind, seen.true.disparity[0, 0], weight, derive=kind == "normal")
+
+
+# ------------------------------------------------------------------------------------------- ControlNets
+
+
+@pytest.mark.parametrize("kinds", [("normal",), ("canny",), KINDS], ids=", ".join)
+def test_nets_alone_and_together_are_as_in_diffusers(
+    model: Model, seen: Scene, kinds: tuple[str, ...]
+) -> None:
+    from diffusers import ControlNetModel
+
+    weight = 1 / len(kinds)
+    run = ours(model, controls=[control(seen, kind, weight) for kind in kinds])
+    nets = [ControlNetModel.from_pretrained(ASSETS / f"controlnet_{kind}") for kind in kinds]
+    one = len(kinds) == 1
+    hints = [hint.tensor[None] for hint in run.hints]
+    made = pipeline("ControlNet", controlnet=nets[0] if one else nets)
+    shown = {"image": hints[0] if one else hints}
+    scales = {"controlnet_conditioning_scale": weight if one else [weight] * len(kinds)}
+    assert grey_levels(run.image(), theirs(made, **shown, **scales)) <= 1
+    for kind in kinds:
+        less = ours(model, controls=[control(seen, k, weight) for k in kinds if k != kind])
+        assert grey_levels(less.image(), run.image()) >= FELT, kind
+
+
+# ------------------------------------------------------------------------------------------- inpainting
+
+
+def test_inpainting_is_as_in_diffusers(model: Model, seen: Scene) -> None:
+    from diffusers import UNet2DConditionModel
+
+    picture = seen.true.picture[:1]
+    mask = torch.zeros(1, 1, *NATIVE)
+    mask[..., 40:104, 32:88] = 1
+    made = pipeline("Inpaint", unet=UNet2DConditionModel.from_pretrained(ASSETS / "unet_inpaint"))
+    size = {"height": NATIVE[0], "width": NATIVE[1]}
+    expected = theirs(made, image=picture * 2 - 1, mask_image=mask, **size)
+    given: dict[str, Any] = {"image": picture[0].permute(1, 2, 0).numpy(), "mask": mask[0, 0].numpy()}
+    assert grey_levels(ours(model, **given, paste=False).image(), expected) <= 1
+    assert grey_levels(ours(model).image(), expected) >= 20
+
+
+# ------------------------------------------------------------------------------------------- LoRAs
+
+
+@pytest.mark.parametrize("layout", ["", "-diffusers"], ids=["kohya", "diffusers"])
+@pytest.mark.parametrize("look", LOOKS)
+def test_a_lora_is_as_in_diffusers(model: Model, look: str, layout: str) -> None:
+    pytest.importorskip("peft")
+    path = ASSETS / "loras" / f"{look}{layout}.safetensors"
+    made = pipeline("")
+    made.load_lora_weights(str(path.parent), weight_name=path.name)
+    expected = theirs(made, height=NATIVE[0], width=NATIVE[1])
+    with_it = ours(model, loras=[(str(path), 1.0)])
+    assert grey_levels(with_it.image(), expected) <= 1
+    assert grey_levels(ours(model).image(), expected) >= 20
+
+
+def test_taking_the_loras_off_restores_every_weight_to_the_bit() -> None:
+    model = rawdiff.load(device="cpu")
+    networks = {"unet": model.unet, "text_encoder": model.text_encoder}
+    before = state(networks)
+    plain = ours(model).image()
+    both = ours(model, loras=[(look, 0.5) for look in LOOKS]).image()
+    assert not same(state(networks), before)
+    assert grey_levels(both, plain) >= 20
+    assert grey_levels(ours(model).image(), plain) == 0
+    assert same(state(networks), before)
+
+
+def test_both_layouts_hold_the_same_and_stay_below_a_megabyte() -> None:
+    for look in LOOKS:
+        paths = [ASSETS / "loras" / f"{look}{layout}.safetensors" for layout in ("", "-diffusers")]
+        held = []
+        for path in paths:
+            assert path.stat().st_size <= 1_000_000
+            with safe_open(path, "pt") as file:
+                names = file.keys()
+                tensors = [file.get_tensor(name) for name in names if not name.endswith(".alpha")]
+                alphas = {float(file.get_tensor(name)) for name in names if name.endswith(".alpha")}
+                held.append(sorted(float(tensor.float().square().sum()) for tensor in tensors))
+                assert alphas <= {float(RANK)}
+        assert held[0] == held[1]
+
+
+# ------------------------------------------------------------------------------------------- an embedding
+
+
+def test_the_embedding_is_as_in_diffusers_and_named_by_its_word(model: Model) -> None:
+    prompt = f"a {WORD} sphere on sand in daylight"
+    made = pipeline("")
+    made.load_textual_inversion(str(ASSETS / "embeddings"), weight_name=f"{WORD}.safetensors", token=WORD)
+    expected = theirs(made, prompt, height=NATIVE[0], width=NATIVE[1])
+    assert grey_levels(ours(model, prompt, embeddings=[WORD]).image(), expected) <= 1
+    assert grey_levels(ours(model, prompt).image(), expected) >= 20
+
+
+# ------------------------------------------------------------------------------------------- pictures
+# Looser than the model card's bounds: a few pictures, to notice that something broke.
+
+
+def test_edges_and_normals_alone_place_the_objects(model: Model, seen: Scene) -> None:
+    paint = Painter(model)
+    alone = paint(seen.prompts, NATIVE, "no net")
+    for kind in ("canny", "normal"):
+        maps = seen.maps() if kind == "normal" else [pixels(p) for p in seen.true.picture]
+        given: list[Any] = [[Control(kind, source, derive=True)] for source in maps]
+        made = paint(seen.prompts, NATIVE, kind, controls=given)
+        found = metrics.scores(made, seen.scenes, seen.true.ids)["silhouette IoU"]
+        assert found >= 0.75, kind
+        assert metrics.scores(alone, seen.scenes, seen.true.ids)["silhouette IoU"] < 0.6 * found
+
+
+def test_what_is_asked_for_in_a_hole_is_painted_there(model: Model) -> None:
+    held = scene(6, 61_100, single=True)
+    paint = Painter(model)
+    held.scenes.colour[:, 0] = (held.scenes.colour[:, 0] + 3) % len(COLOURS)
+    prompts = captions(held.scenes, 61_100)
+    where = held.true.ids == 0
+    masks = [torch.nn.functional.max_pool2d(m[None, None].float(), 11, 1, 5)[0, 0] for m in where]
+    pictures = [pixels(p) for p in held.true.picture]
+    made = paint(prompts, NATIVE, "inpainted", image=pictures, mask=masks)
+    reading = metrics.read_colours(made)
+    right = 0
+    for k, mask in enumerate(masks):
+        inside = reading.colour[k][reading.solid[k] & (mask > 0)]
+        right += int(len(inside) > 0 and int(inside.bincount().argmax()) == int(held.scenes.colour[k, 0]))
+        outside = (mask == 0).numpy()
+        assert np.array_equal(pixels(made[k])[outside], pictures[k][outside])
+    assert right >= 4
