@@ -406,7 +406,7 @@ def test_paths_are_relative_to_the_manifest(here: Path) -> None:
         (b'{"prompt": "a", "prompt": "b"}', "m.jsonl:1: not valid JSON ('prompt': a key occurs twice)"),
         (b'{"prompt": "a", "clip-skip": 1, "clip_skip": 1}', "a key occurs twice, with a dash and with an underscore"),
         (b'{"prompt": "a", "setps": 3}', "unknown key 'setps'; did you mean steps?"),
-        (b'{"prompt": "a", "negativ": ""}', "unknown key 'negativ'; did you mean negative?"),
+        (b'{"prompt": "a", "negativ": ""}', "unknown key 'negativ'; did you mean negative or negative_2?"),
         (b'{"prompt": "a", "zzz": ""}', "unknown key 'zzz'; expected some of prompt, negative"),
         (b'{"prompt": "a", "model": "x"}', "unknown key 'model': it holds for the whole batch; give --model"),
         (b'{"prompt": 3}', "m.jsonl:1: prompt is 3; expected text"),
