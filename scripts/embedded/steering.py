@@ -154,35 +154,47 @@ def _open_prompts(held: Scene) -> list[str]:
 
 
 def negative(paint: Painter, count: int, falling: int, seed: int) -> list[Row]:
-    """How often a colour is seen where the prompt leaves the colour open, and with that colour as negative prompt."""
+    """How often a colour is seen where the prompt leaves the colours open, and where a negative prompt has that colour.
+
+    The negative prompt is a whole sentence, as all are that the model learned from: the prompt with the colour for
+    every object. Of the first scenes also the colour's word by itself.
+    """
     count = max(8, count - count % 8)
+    few = max(8, falling - falling % 8)
     held = scene(count, seed)
     prompts = _open_prompts(held)
     denied = [COLOURS[k % len(COLOURS)] for k in range(count)]
+    sentences = [_in_one_colour(prompt, c) for prompt, c in zip(held.prompts, denied, strict=True)]
 
     def present(picture: Tensor) -> list[set[int]]:
         reading = metrics.read_colours(picture)
-        return [metrics.present_colours(reading, k) for k in range(count)]
+        return [metrics.present_colours(reading, k) for k in range(len(picture))]
 
     free = paint(prompts, NATIVE, "colour left open")
-    kept = paint(prompts, NATIVE, "colour denied", negative=denied)
-    before, after = present(free), present(kept)
-    shares = {}
-    for c, colour in enumerate(COLOURS):
-        rows = [k for k in range(count) if denied[k] == colour]
-        shares[colour] = (
-            sum(c in found for found in before) / count,
-            sum(c in after[k] for k in rows) / len(rows),
-        )
-    return [
-        Row(
-            name,
-            {"share of the colour": sum(s[i] for s in shares.values()) / len(shares)}
-            | {c: s[i] for c, s in shares.items()},
-            picture,
-        )
-        for i, (name, picture) in enumerate((("colour left open", free), ("as negative prompt", kept)))
-    ]
+    before = present(free)
+    shares = {colour: sum(c in found for found in before) / count for c, colour in enumerate(COLOURS)}
+    rows = [Row("colour left open", _mean(shares), free)]
+    for name, texts in (("in a negative sentence", sentences), ("as a negative word", denied[:few])):
+        picture = paint(prompts[: len(texts)], NATIVE, name, negative=texts)
+        after = present(picture)
+        shares = {
+            colour: sum(c in found for found in after[c :: len(COLOURS)]) / len(after[c :: len(COLOURS)])
+            for c, colour in enumerate(COLOURS)
+        }
+        title = name if len(texts) == count else f"{name}, {len(texts)} scenes"
+        rows.append(Row(title, _mean(shares), picture))
+    return rows
+
+
+def _mean(shares: dict[str, float]) -> dict[str, float]:
+    return {"share of the colour": sum(shares.values()) / len(shares)} | shares
+
+
+def _in_one_colour(prompt: str, colour: str) -> str:
+    """The prompt with this colour for each object."""
+    for other in COLOURS:
+        prompt = prompt.replace(f"an {other} ", f"a {other} ").replace(f"{other} ", f"{colour} ")
+    return prompt.replace(f"a {colour} ", f"an {colour} ") if colour[0] in "aeiou" else prompt
 
 
 def guidance(paint: Painter, count: int, falling: int, seed: int) -> list[Row]:
