@@ -27,10 +27,8 @@ from rawdiff.weights import read_embedding
 from tests.lora_files import same, state
 from tests.reference import END, check, error, load, matters, reference, silent
 from tests.small_models import TEXT_WIDTH, small_folder, small_scheduler
+from tests.small_runs import CALL, called
 from tests.test_weights_files import mutate
-
-SIZE = (48, 40)
-CALL: dict[str, Any] = {"seeds": [3], "size": SIZE, "num_inference_steps": 4, "guidance_scale": 5.0}
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +46,7 @@ def diffusers_file(path: Path, word: str, held: Tensor) -> Path:
 
 
 def prepared(model: Model, prompt: Any, *embeddings: Any, **options: Any) -> Run:
-    defaults = {
-        "size": SIZE,
-        "steps": 4,
-        "guidance": 5.0,
-        "seed": 3,
-        "sampler": small_scheduler(),
-        "say": silent,
-    }
-    return model.prepare(prompt, embeddings=embeddings, **{**defaults, **options})
+    return called(model, prompt, embeddings=embeddings, **options)
 
 
 def with_inversion(model: Model, *files: tuple[Path, str | None]) -> Model:

@@ -17,12 +17,11 @@ from rawdiff import Model, Run, images
 from rawdiff.errors import WeightsError
 from rawdiff.weights import read_embedding
 from tests.cli_run import pixels, rawdiff
-from tests.reference import check, error, load, matters, reference, silent
+from tests.reference import check, error, load, matters, reference
 from tests.small_models import TEXT_WIDTH, small_folder, small_scheduler
+from tests.small_runs import CALL, called
 from tests.small_sdxl import SECOND_WIDTH, small_sdxl
 
-SIZE = (48, 40)
-CALL: dict[str, Any] = {"seeds": [3], "size": SIZE, "num_inference_steps": 4, "guidance_scale": 5.0}
 PROMPT = "a red zorb on grass"
 
 
@@ -48,15 +47,7 @@ def written(path: Path, held: dict[str, Tensor]) -> Path:
 
 
 def prepared(model: Model, prompt: Any, *embeddings: Any, **options: Any) -> Run:
-    defaults = {
-        "size": SIZE,
-        "steps": 4,
-        "guidance": 5.0,
-        "seed": 3,
-        "sampler": small_scheduler(),
-        "say": silent,
-    }
-    return model.prepare(prompt, embeddings=embeddings, **{**defaults, **options})
+    return called(model, prompt, embeddings=embeddings, **options)
 
 
 def with_inversion(model: Model, **words: dict[str, Tensor]) -> Model:

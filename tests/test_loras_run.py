@@ -16,6 +16,7 @@ import rawdiff
 from rawdiff import Model, Probe, Run, images
 from rawdiff.errors import InputError, UsageError, WeightsError
 from rawdiff.weights import read_lora
+from tests import small_runs
 from tests.lora_files import (
     Changes,
     Networks,
@@ -33,7 +34,7 @@ from tests.small_models import small_folder, small_scheduler
 
 SIZE = (48, 40)
 PROMPT = "a red cube on grass"
-CALL: dict[str, Any] = {"seeds": [3], "size": SIZE, "num_inference_steps": 5, "guidance_scale": 5.0}
+CALL = {**small_runs.CALL, "num_inference_steps": 5}
 
 
 @pytest.fixture(scope="module")
@@ -64,15 +65,7 @@ def networks(model: Model) -> Networks:
 
 
 def prepared(model: Model, *loras: Any, **options: Any) -> Run:
-    defaults = {
-        "size": SIZE,
-        "steps": 5,
-        "guidance": 5.0,
-        "seed": 3,
-        "sampler": small_scheduler(),
-        "say": silent,
-    }
-    return model.prepare(PROMPT, loras=loras, **{**defaults, **options})
+    return small_runs.called(model, PROMPT, loras=loras, **{"steps": 5, **options})
 
 
 def finished(run: Run) -> Tensor:

@@ -16,11 +16,10 @@ from rawdiff.errors import UsageError
 from tests.cli_run import pixels, rawdiff
 from tests.reference import check, error, hint, load, matters, reference, silent
 from tests.small_models import TEXT_WIDTH, small_folder, small_scheduler
+from tests.small_runs import CALL, called
 from tests.small_sdxl import SECOND_WIDTH, small_sdxl
 
-SIZE = (48, 40)
 PROMPT, OTHER = "a red cube on grass", "the blue sphere"
-CALL: dict[str, Any] = {"seeds": [3], "size": SIZE, "num_inference_steps": 4, "guidance_scale": 5.0}
 QUICK = ("--steps", "2", "--size", "48x64", "--seed", "3")
 FIRST, SECOND = slice(TEXT_WIDTH), slice(TEXT_WIDTH, TEXT_WIDTH + SECOND_WIDTH)
 
@@ -42,18 +41,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
     return tmp_path
 
 
-def prepared(model: Model, prompt: Any = PROMPT, **options: Any) -> Run:
-    defaults = {
-        "size": SIZE,
-        "steps": 4,
-        "guidance": 5.0,
-        "seed": 3,
-        "sampler": small_scheduler(),
-        "say": silent,
-    }
-    return model.prepare(prompt, **{**defaults, **options})
-
-
 def diffused(model: Model, prompt: Any = PROMPT, **call: Any) -> Any:
     return reference(model, small_scheduler(), prompt, **{**CALL, **call})
 
@@ -67,11 +54,11 @@ def context(run: Run) -> Any:
 
 
 def test_a_second_prompt(model: Model) -> None:
-    run = check(prepared(model, prompt_2=OTHER), diffused(model, prompt_2=OTHER))
-    matters(run, prepared(model))
-    matters(run, prepared(model, OTHER))
-    matters(run, prepared(model, OTHER, prompt_2=PROMPT))
-    plain, own = context(prepared(model)), context(prepared(model, prompt_2=OTHER))
+    run = check(called(model, prompt_2=OTHER), diffused(model, prompt_2=OTHER))
+    matters(run, called(model))
+    matters(run, called(model, OTHER))
+    matters(run, called(model, OTHER, prompt_2=PROMPT))
+    plain, own = context(called(model)), context(called(model, prompt_2=OTHER))
     assert torch.equal(own.cond[..., FIRST], plain.cond[..., FIRST])
     assert error(own.cond[..., SECOND], plain.cond[..., SECOND]) > 1e-3
     assert error(own.cond_pooled, plain.cond_pooled) > 1e-3
@@ -88,41 +75,41 @@ def test_both_for_each_picture(model: Model) -> None:
     }
     options: dict[str, Any] = {"seed": [3, 4], "prompt_2": seconds, "negative": negatives}
     run = check(
-        prepared(model, prompts, negative_2=negatives_2, clip_skip=1, **options),
+        called(model, prompts, negative_2=negatives_2, clip_skip=1, **options),
         diffused(model, prompts, clip_skip=1, **call),
     )
-    matters(run, prepared(model, prompts, clip_skip=1, **options))
-    matters(run, prepared(model, prompts, negative_2=negatives_2[::-1], clip_skip=1, **options))
+    matters(run, called(model, prompts, clip_skip=1, **options))
+    matters(run, called(model, prompts, negative_2=negatives_2[::-1], clip_skip=1, **options))
 
 
 def test_beginning_from_a_picture(model: Model) -> None:
     image = hint((64, 64), 1)
     call = {"image": image, "strength": 0.6, "size": (64, 64), "num_inference_steps": 6}
     options = {"image": image, "strength": 0.6, "size": (64, 64), "steps": 6}
-    run = check(prepared(model, prompt_2=OTHER, **options), diffused(model, prompt_2=OTHER, **call))
-    matters(run, prepared(model, **options))
+    run = check(called(model, prompt_2=OTHER, **options), diffused(model, prompt_2=OTHER, **call))
+    matters(run, called(model, **options))
 
 
 def test_a_second_negative_prompt_alone(model: Model) -> None:
     """diffusers drops it for zeros unless the first is an empty text; here it is read, and the first is that text."""
     theirs = diffused(model, negative_prompt="", negative_prompt_2=OTHER)
-    run = check(prepared(model, negative_2=OTHER), theirs)
-    matters(run, prepared(model))
-    matters(run, prepared(model, negative=OTHER))
-    assert not context(prepared(model)).uncond.any()
+    run = check(called(model, negative_2=OTHER), theirs)
+    matters(run, called(model))
+    matters(run, called(model, negative=OTHER))
+    assert not context(called(model)).uncond.any()
 
 
 def test_an_empty_one_is_the_first(model: Model) -> None:
-    plain = context(prepared(model, negative="blue"))
-    same = context(prepared(model, negative="blue", prompt_2="", negative_2=""))
+    plain = context(called(model, negative="blue"))
+    same = context(called(model, negative="blue", prompt_2="", negative_2=""))
     assert torch.equal(same.cond, plain.cond)
     assert torch.equal(same.uncond, plain.uncond)
-    mixed = prepared(model, [PROMPT, "sand"], seed=[3, 4], prompt_2=["", OTHER])
-    alone = [prepared(model), prepared(model, "sand", prompt_2=OTHER)]
+    mixed = called(model, [PROMPT, "sand"], seed=[3, 4], prompt_2=["", OTHER])
+    alone = [called(model), called(model, "sand", prompt_2=OTHER)]
     for k, one in enumerate(alone):
         assert error(context(mixed).cond[k : k + 1], context(one).cond) <= 1e-5
     assert mixed.recipe["prompt_2"] == ["", OTHER]
-    assert "prompt_2" not in prepared(model, prompt_2=PROMPT).recipe  # the same text is none
+    assert "prompt_2" not in called(model, prompt_2=PROMPT).recipe  # the same text is none
     assert "negative_2" not in mixed.recipe
 
 
@@ -131,10 +118,10 @@ def test_an_empty_one_is_the_first(model: Model) -> None:
 
 def test_each_is_read_by_itself_in_chunks(model: Model) -> None:
     options = {"syntax": "a1111"}
-    run = context(prepared(model, "a red", prompt_2="a (blue:1.4) BREAK cube", **options))
+    run = context(called(model, "a red", prompt_2="a (blue:1.4) BREAK cube", **options))
     assert run.cond.shape == (1, 154, TEXT_WIDTH + SECOND_WIDTH)
-    first, empty = (context(prepared(model, text, **options)).cond for text in ("a red", " "))
-    second = context(prepared(model, "a (blue:1.4) BREAK cube", **options))
+    first, empty = (context(called(model, text, **options)).cond for text in ("a red", " "))
+    second = context(called(model, "a (blue:1.4) BREAK cube", **options))
     assert error(run.cond[..., FIRST], torch.cat([first, empty], dim=1)[..., FIRST]) <= 1e-6
     assert error(run.cond[..., SECOND], second.cond[..., SECOND]) <= 1e-6
     assert error(run.cond_pooled, second.cond_pooled) <= 1e-6
@@ -142,7 +129,7 @@ def test_each_is_read_by_itself_in_chunks(model: Model) -> None:
 
 def test_it_may_change_in_mid_run(model: Model, tmp_path: Path) -> None:
     options: dict[str, Any] = {"syntax": "a1111", "prompt_2": "a [red:blue:0.5] cube"}
-    run = prepared(model, "sand", **{**options, "sampler": "ddim"})
+    run = called(model, "sand", **{**options, "sampler": "ddim"})
     assert [row.context for row in run.plan.rows] == [0, 0, 1, 1]
     before, after = run.conditions.contexts
     assert torch.equal(before.cond[..., FIRST], after.cond[..., FIRST])
@@ -209,23 +196,23 @@ def test_a_model_with_one_text_encoder(tmp_path: Path, name: str, words: str) ->
 
 def test_what_makes_no_sense(model: Model, here: Path) -> None:
     with pytest.raises(UsageError, match=r"prompt 2 5: expected text, or a list of texts"):
-        prepared(model, prompt_2=5)
+        called(model, prompt_2=5)
     with pytest.raises(UsageError, match=r"negative prompt 2: 3 given for 2 images; expected 1 or 2"):
-        prepared(model, [PROMPT, OTHER], seed=[3, 4], negative_2=["a", "b", "c"])
+        called(model, [PROMPT, OTHER], seed=[3, 4], negative_2=["a", "b", "c"])
     with pytest.raises(UsageError, match="the second prompt asks for a LoRA"):
-        prepared(model, prompt_2="a <lora:paper:1>", syntax="a1111")
+        called(model, prompt_2="a <lora:paper:1>", syntax="a1111")
     said = rawdiff("gen", "-p", "a", "--prompt-2", "<lora:paper:1>", "--prompt-syntax", "a1111")
     assert (said.code, "move it to the prompt" in said.error) == (2, True)
 
 
 def test_what_is_cut_and_has_no_effect_is_told(model: Model) -> None:
     said: list[str] = []
-    prepared(model, prompt_2="cube " * 80, guidance=1.0, negative_2="blue", say=said.append)
+    called(model, prompt_2="cube " * 80, guidance=1.0, negative_2="blue", say=said.append)
     assert [line.split(";")[0] for line in said] == [
         "the negative prompt has no effect: guidance is off", "prompt of 82 tokens cut to 77",
     ]  # fmt: skip
     said.clear()
-    prepared(model, "cube " * 80, say=said.append)
+    called(model, "cube " * 80, say=said.append)
     assert len(said) == 1  # for both text encoders
-    prepared(model, prompt_2="a (red:1.3) cube", say=said.append)
+    called(model, prompt_2="a (red:1.3) cube", say=said.append)
     assert "'(red:1.3)' in the prompt is read as plain text" in said[-1]

@@ -15,14 +15,14 @@ from rawdiff.nets.tiles import TILE
 __all__ = ["OutOfMemory", "TooLarge", "is_out_of_memory", "least_bytes", "telling_out_of_memory"]
 
 SAYINGS = (
-    *(
-        "out of memory",
-        "can't allocate memory",
-        "cannot allocate memory",
-        "not enough memory",
-        "alloc_failed",
-    ),
-    *("failed to allocate", "bad_alloc", "bad allocation"),
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "alloc_failed",
+    "failed to allocate",
+    "bad_alloc",
+    "bad allocation",
 )
 """What torch's allocators, OpenVINO's, and the libraries below them, say in a RuntimeError of no class of its own."""
 

@@ -13,7 +13,7 @@ from scripts.embedded.captions import caption, shuffled
 from scripts.embedded.inversion import WORD, lime_scenes
 from scripts.embedded.judges import CLASSES, judge, load_judge
 from scripts.embedded.looks import LOOKS, draw
-from scripts.embedded.painting import Painter, pixels, true_renders
+from scripts.embedded.painting import Painter, named, pixels, true_renders
 from scripts.embedded.palette import COLOURS
 from scripts.embedded.steering import NATIVE, Row, Scene, Study, scene, silhouettes
 
@@ -67,8 +67,8 @@ def inpaint(paint: Painter, count: int, falling: int, seed: int) -> list[Row]:
     images = [pixels(p) for p in held.true.picture]
     given = {"image": images, "mask": [m.float() for m in mask], "paste": False}
     few = Scene(changed, prompts, held.true).first(falling)
-    astray = few.named("inpainted, shuffled prompts", count)
-    nothing = few.named("neither picture nor mask", count)
+    astray = named("inpainted, shuffled prompts", falling, count)
+    nothing = named("neither picture nor mask", falling, count)
     return [
         row("the original", held.true.picture),
         row("true renders of what is asked", true_renders(changed, NATIVE).picture),
@@ -113,8 +113,7 @@ def embedding(paint: Painter, count: int, falling: int, seed: int) -> list[Row]:
             name, {"nearest to lime": float(((seen @ known.T).argmax(1) == 0).float().mean())}, picture
         )
 
-    less = f", {falling} scenes" if falling < count else ""
-    without = f"the word without it{less}"
+    without = named("the word without it", falling, count)
     other = [p.replace(WORD, "yellow") for p in prompts]
     depth = list(true.disparity[:, 0])
     return [
@@ -124,7 +123,10 @@ def embedding(paint: Painter, count: int, falling: int, seed: int) -> list[Row]:
             paint(prompts, NATIVE, "with the embedding", embeddings=(WORD,), depth=depth),
         ),
         row(without, paint(prompts[:falling], NATIVE, without, depth=depth)),
-        row(f"yellow instead{less}", paint(other[:falling], NATIVE, "yellow instead", depth=depth)),
+        row(
+            named("yellow instead", falling, count),
+            paint(other[:falling], NATIVE, "yellow instead", depth=depth),
+        ),
     ]
 
 

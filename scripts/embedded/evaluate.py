@@ -20,7 +20,7 @@ import torch
 from rawdiff.geometry import format_size, parse_size
 from scripts.embedded import metrics
 from scripts.embedded.captions import captions, shuffled
-from scripts.embedded.painting import Painter, add_arguments, painter
+from scripts.embedded.painting import Painter, add_arguments, named, painter
 from scripts.embedded.training import sheet
 from scripts.embedded.world import sample_scenes
 
@@ -75,8 +75,7 @@ def evaluate(
         number = count if row == ROWS[0] or falling is None else min(count, falling)
         maps = None if disparity is None else list(disparity[:number, 0])
         made = paint(texts[:number], size, f"{name} {row}", depth=maps)
-        title = row if number == count else f"{row}, {number} scenes"
-        rows[title] = metrics.scores(made, scenes[:number], true.ids[:number])
+        rows[named(row, number, count)] = metrics.scores(made, scenes[:number], true.ids[:number])
         shown.append(made[:columns])
     if out is not None:
         sheet(torch.cat(shown), columns, out / f"sheet-{name}.png", 1)

@@ -21,7 +21,12 @@ from scripts.embedded.palette import COLOUR_RGB
 from scripts.embedded.training import default_device
 from scripts.embedded.world import Renders, Scenes, render
 
-__all__ = ["Painter", "add_arguments", "painter", "pixels", "true_renders"]
+__all__ = ["Painter", "add_arguments", "named", "painter", "pixels", "true_renders"]
+
+
+def named(row: str, number: int, count: int) -> str:
+    """A row's name, with the number of its scenes where the table has `count` and it has fewer."""
+    return row if number == count else f"{row}, {number} scenes"
 
 
 def true_renders(

@@ -17,7 +17,7 @@ from rawdiff.geometry import parse_size
 from scripts.embedded import metrics
 from scripts.embedded.captions import captions, shuffled
 from scripts.embedded.judges import judge, load_judge
-from scripts.embedded.painting import Painter, pixels, true_renders
+from scripts.embedded.painting import Painter, named, pixels, true_renders
 from scripts.embedded.palette import COLOURS, oklab
 from scripts.embedded.world import Renders, Scenes, sample_scenes
 from scripts.embedded.world import single as single_object
@@ -59,14 +59,9 @@ class Scene:
         return list(self.true.disparity[:, 0])
 
     def first(self, count: int) -> Scene:
-        """The first of them; `named` says how many a row has."""
+        """The first of them."""
         true = Renders(*(getattr(self.true, f.name)[:count] for f in fields(Renders)))
         return Scene(self.scenes[:count], self.prompts[:count], true)
-
-    def named(self, row: str, count: int) -> str:
-        """A row's name, with the number of its scenes where the table has `count`."""
-        number = len(self.prompts)
-        return row if number == count else f"{row}, {number} scenes"
 
 
 def scene(count: int, seed: int, single: bool = False, size: tuple[int, int] = NATIVE) -> Scene:
@@ -98,7 +93,7 @@ def shape(paint: Painter, count: int, falling: int, seed: int) -> list[Row]:
         Row("classifier, renders held out", {"shape recognised": held_out}),
         row("true renders", held.true.picture),
         row("text alone", paint(held.prompts, NATIVE, "shape: text alone")),
-        row(few.named("shuffled prompts", count), astray),
+        row(named("shuffled prompts", falling, count), astray),
     ]
 
 
@@ -126,7 +121,7 @@ def outlines(paint: Painter, count: int, falling: int, seed: int) -> list[Row]:
 
     def add(of: Scene, name: str, weights: dict[str, float], prompts: list[str] | None = None) -> Tensor:
         picture = _steered(paint, of, weights, name, prompts)
-        rows.append(Row(of.named(name, count), silhouettes(picture, of), picture))
+        rows.append(Row(named(name, len(picture), count), silhouettes(picture, of), picture))
         return picture
 
     add(held, "depth alone", {"depth": 1.0})
@@ -139,7 +134,7 @@ def outlines(paint: Painter, count: int, falling: int, seed: int) -> list[Row]:
         less = add(few, f"without {kind}", {k: w for k, w in thirds.items() if k != kind})
         rows[-1].values["grey levels from three"] = float((less - together[: len(less)]).abs().mean() * 255)
     none = paint(few.prompts, NATIVE, "no net")
-    rows.append(Row(few.named("no net", count), silhouettes(none, few), none))
+    rows.append(Row(named("no net", falling, count), silhouettes(none, few), none))
     return rows
 
 
@@ -181,8 +176,7 @@ def negative(paint: Painter, count: int, falling: int, seed: int) -> list[Row]:
             colour: sum(c in found for found in after[c :: len(COLOURS)]) / len(after[c :: len(COLOURS)])
             for c, colour in enumerate(COLOURS)
         }
-        title = name if len(texts) == count else f"{name}, {len(texts)} scenes"
-        rows.append(Row(title, _mean(shares), picture))
+        rows.append(Row(named(name, len(texts), count), _mean(shares), picture))
     return rows
 
 
