@@ -185,8 +185,11 @@ def test_a_value_too_large_for_fp16_is_said() -> None:
         def key(self, name: str) -> str:
             return name
 
-        def read(self, name: str) -> Tensor:
-            return torch.tensor([[1.0, 1e6], [0.0, 0.0]])
+        def dtypes(self) -> dict[str, str]:
+            return {"weight": "F32"}
+
+        def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
+            return torch.tensor([[1.0, 1e6], [0.0, 0.0]])[slice(*(rows or (None,)))]
 
     feeds: Any = {"weight": (File(), "weight")}
     with pytest.raises(WeightsError, match="'weight' holds Inf in float16; use fp32 or bf16"):
@@ -470,6 +473,9 @@ def test_no_buffer_is_left_without_values() -> None:
 
         def key(self, name: str) -> str:
             return name
+
+        def dtypes(self) -> dict[str, str]:
+            return {"weight": "F32"}
 
         def read(self, name: str) -> Tensor:
             return torch.ones(2)

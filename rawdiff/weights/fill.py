@@ -7,7 +7,6 @@ is the network plus one tensor, or a block of one where its dtype changes on a C
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rawdiff.errors import ResourceError, WeightsError
+from rawdiff.weights.header import DTYPES
 from rawdiff.weights.renames import plan_names
 from rawdiff.weights.tensorfile import TensorFile
 
@@ -92,10 +92,16 @@ def fill(
     Raises WeightsError (NaN, Inf, a value too large for `dtype`) and ResourceError (memory).
     """
     shapes = {name: tensor.shape for name, tensor in _tensors(module).items()}
+    dtypes = {file: file.dtypes() for file in {file for file, _ in feeds.values()}}
     ready: dict[str, Tensor] = {}
     for target, (file, name) in feeds.items():
+        found = DTYPES[dtypes[file][name]][0]
+        by_blocks = device.type == "cpu" and found != dtype
         try:
-            ready[target] = _read((file, name), shapes[target], device, dtype)
+            if by_blocks:
+                ready[target] = _by_blocks((file, name), shapes[target], dtype)
+            else:
+                ready[target] = _whole((file, name), device, dtype)
         except RuntimeError as error:  # out of memory among them
             reason = " ".join(str(error).split())[:120]
             raise ResourceError(
@@ -107,28 +113,29 @@ def fill(
     return module.eval().requires_grad_(False)
 
 
-def _read(
-    feed: tuple[TensorFile, str], shape: Sequence[int], device: torch.device, dtype: torch.dtype
-) -> Tensor:
-    """A tensor of a file on `device` as `dtype`.
+def _by_blocks(feed: tuple[TensorFile, str], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A tensor of a file on the CPU as a `dtype` that is not its own, block after block.
 
-    Where a CPU changes the dtype, block after block: a whole tensor as it is in the file would be new memory, and
-    its pages take longer to come by than its values to convert.
+    A whole tensor as it is in the file would be new memory, whose pages take longer to come by than its values to
+    convert.
     """
     file, name = feed
-    rows = shape[0] if shape else 0
-    step = _BLOCK * rows // max(1, math.prod(shape)) or 1
-    if device.type == "cpu" and step < rows:
-        piece = file.read(name, (0, step))
-        if piece.dtype != dtype:
-            made = torch.empty(tuple(shape), dtype=dtype)
-            _convert(piece, made[:step], feed)
-            for first in range(step, rows, step):
-                end = min(first + step, rows)
-                _convert(file.read(name, (first, end)), made[first:end], feed)
-            return made
+    made = torch.empty(tuple(shape), dtype=dtype)
+    if not shape:
+        return _convert(file.read(name), made, feed)
+    rows = shape[0]
+    step = _BLOCK * rows // max(1, made.numel()) or 1
+    for first in range(0, rows, step):
+        end = min(first + step, rows)
+        _convert(file.read(name, (first, end)), made[first:end], feed)
+    return made
+
+
+def _whole(feed: tuple[TensorFile, str], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A tensor of a file on `device` as `dtype`; on the CPU, where it is one already, what was read."""
+    file, name = feed
     tensor = file.read(name)
-    if tensor.dtype == dtype and device.type == "cpu":
+    if tensor.dtype == dtype and tensor.device == device:
         check_finite(tensor, file.path, file.key(name))
         return tensor
     return _convert(tensor, torch.empty(tensor.shape, dtype=dtype, device=device), feed)

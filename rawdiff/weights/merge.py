@@ -133,8 +133,12 @@ class Summed:
         return {target: tuple(file.shapes()[name]) for target, (file, name) in self._first.items()}
 
     def dtypes(self) -> Mapping[str, str]:
-        """Dtype of each tensor in the first file."""
-        return {target: file.dtypes()[name] for target, (file, name) in self._first.items()}
+        """Dtype of each sum."""
+        held = {file: file.dtypes() for file in {file for file, _ in self._first.values()}}
+        return {
+            target: "F64" if held[file][name] == "F64" else "F32"
+            for target, (file, name) in self._first.items()
+        }
 
     def key(self, name: str) -> str:
         """How messages call a tensor: by its name in the first file."""
