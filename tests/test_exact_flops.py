@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from rawdiff.predict import Exact
+from scripts.speed.compare import pairs
 from scripts.speed.flops import RUNS, diffusers_flops, networks, our_flops, plan_of
+from scripts.speed.launches import diffusers_step, operations, our_steps
 
 SIZE = (512, 512)
 
@@ -45,6 +47,43 @@ def test_the_bounds(full: tuple[Any, list[Any]], run: str) -> None:
     assert ours["everything"] < ours["no kv"] - 0.002
     assert ours["everything"] < ours["no prefix"] - 0.02
     assert ours["nothing"] <= 1.0
+
+
+def test_what_a_step_launches(full: tuple[Any, list[Any]]) -> None:
+    """Operations that compute, and none that only look at memory; each saving saves some."""
+    unet, nets = full
+    x, linear = torch.ones(2, 3, 8), torch.nn.Linear(8, 8, bias=False)
+    assert operations(lambda: x.view(6, 8).t()) == 0
+    assert operations(lambda: linear(x) + torch.empty(8)) == 2
+    assert operations(lambda: x.clone().mul_(2)) == 2
+    plan = plan_of(RUNS["one ControlNet"][0])
+    theirs = operations(diffusers_step(unet, nets[:1], SIZE))
+    without = operations(diffusers_step(unet, [], SIZE))
+    ours = {
+        name: next(operations(step) for step, _ in our_steps(plan, unet, nets[:1], SIZE, exact))
+        for name, exact in {
+            "everything": Exact(),
+            "no kv": Exact(kv=False),
+            "no time": Exact(time=False),
+        }.items()
+    }
+    assert 1.3 * without < theirs < 1.8 * without
+    assert ours["everything"] < ours["no kv"] - 20
+    assert ours["everything"] < ours["no time"] - 20
+    assert ours["everything"] < theirs
+    half = plan_of(RUNS["two, one of them to half"][0])
+    both, one = [(operations(step), count) for step, count in our_steps(half, unet, nets, SIZE, Exact())]
+    assert both[1] == one[1] == 10
+    assert both[0] > one[0] + 300
+    assert one[0] == ours["everything"]
+
+
+def test_ratios_of_each_arm_to_each() -> None:
+    found = {"a": {"loop_ms": [10.0, 20.0]}, "b": {"loop_ms": [5.0, 10.0]}, "none": {"loop_ms": []}}
+    lines = pairs(found).splitlines()
+    assert lines[0] == "| loops, row by column | a | b |"
+    assert lines[2] == "| a | 1 | 2.000 (2.000 to 2.000) |"
+    assert lines[3] == "| b | 0.500 (0.500 to 0.500) | 1 |"
 
 
 def test_the_benchmark_takes_a_model() -> None:

@@ -14,7 +14,7 @@ import torch
 
 from scripts.speed.arms import Arm
 
-__all__ = ["interval", "machine", "measure", "table", "write"]
+__all__ = ["interval", "machine", "measure", "pairs", "table", "write"]
 
 T_95 = (
     12.71,
@@ -69,23 +69,24 @@ def measure(
     runs: int = 10,
     reference: torch.Tensor | None = None,
     until: float = math.inf,
+    loops_only: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Build each arm, warm it up, then run all in turn, the order turned about each time; all times in ms.
 
     `reference` are the final latents in fp32. An arm that fails is told and left out; measuring ends at `until`, a
-    time of `time.monotonic`, with the runs that there are.
+    time of `time.monotonic`, with the runs that there are. With `loops_only` nothing is decoded.
     """
     found: dict[str, dict[str, Any]] = {}
     made: dict[str, Arm] = {}
     for name, build in arms.items():
         try:
             first: list[Any] = []
-            cold = _ms(lambda b=build, f=first: f.append((arm := b(), arm(True))), device)  # type: ignore[misc]
+            cold = _ms(lambda b=build, f=first: f.append((arm := b(), arm(not loops_only))), device)  # type: ignore[misc]
             arm, picture = first[0]
             for _ in range(warm_ups - 1):
-                arm(True)
-            peak = _peak(arm, device)
+                arm(not loops_only)
+            peak = _peak(arm, device, loops_only)
         except Exception as error:
             say(f"{name}: left out ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
             continue
@@ -95,7 +96,7 @@ def measure(
             exact = reference.double()
             off = (picture.latents.double() - exact).abs().max() / exact.abs().max()
             found[name]["error"] = float(off)
-        say(f"{name}: first picture {cold:.0f} ms")
+        say(f"{name}: first {'loop' if loops_only else 'picture'} {cold:.0f} ms")
     names = list(made)
     for k in range(runs):
         if time.monotonic() > until:
@@ -103,15 +104,17 @@ def measure(
             break
         for name in names[k % max(1, len(names)) :] + names[: k % max(1, len(names))]:
             found[name]["loop_ms"].append(_ms(lambda n=name: made[n](False), device))  # type: ignore[misc]
+            if loops_only:
+                continue
             found[name]["picture_ms"].append(_ms(lambda n=name: made[n](True), device))  # type: ignore[misc]
     return found
 
 
-def _peak(arm: Arm, device: torch.device) -> float | None:
+def _peak(arm: Arm, device: torch.device, loops_only: bool) -> float | None:
     if device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats(device)
-    arm(True)
+    arm(not loops_only)
     return torch.cuda.max_memory_allocated(device) / 2**30
 
 
@@ -129,9 +132,24 @@ def table(found: Mapping[str, Mapping[str, Any]], evaluations: int) -> str:
         peak = "" if of["peak_gib"] is None else f"{of['peak_gib']:.2f}"
         lines.append(
             f"| {name} | {min(loop):.1f} / {median(loop):.1f} / {max(loop):.1f} | "
-            f"{1e3 * evaluations / median(loop):.1f} | {median(picture):.1f} | {ratio:.3f} | "
+            f"{1e3 * evaluations / median(loop):.{1 if loop[0] < 1e3 * evaluations else 3}f} | "
+            f"{f'{median(picture):.1f}' if picture else ''} | {ratio:.3f} | "
             f"{low:.3f} to {high:.3f} | {of['cold_ms']:.0f} | {error} | {peak} |"
         )
+    return "\n".join(lines)
+
+
+def pairs(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown: the ratio of each arm's loops to each other arm's, with its 95% interval."""
+    loops = {name: of["loop_ms"] for name, of in found.items() if of["loop_ms"]}
+    lines = [f"| loops, row by column | {' | '.join(loops)} |", "|---" * (len(loops) + 1) + "|"]
+    for name, own in loops.items():
+        cells = [interval([a / b for a, b in zip(own, other, strict=True)]) for other in loops.values()]
+        said = [
+            "1" if n == name else "{:.3f} ({:.3f} to {:.3f})".format(*c)
+            for n, c in zip(loops, cells, strict=True)
+        ]
+        lines.append(f"| {name} | {' | '.join(said)} |")
     return "\n".join(lines)
 
 

@@ -30,24 +30,24 @@ RUNS: dict[str, tuple[tuple[Window, ...], float]] = {
 """The ControlNets of a run, and how much of diffusers' work ours may be at 512x512 in 20 steps."""
 
 
-def networks(count: int) -> tuple[Any, list[Any]]:
-    """A UNet of 860M parameters and `count` ControlNets of 361M, none of them in memory."""
+def networks(count: int, device: torch.device = META) -> tuple[Any, list[Any]]:
+    """A UNet of 860M parameters and `count` ControlNets of 361M: on the meta device none of them in memory."""
     from diffusers import ControlNetModel, UNet2DConditionModel
 
     options = {"cross_attention_dim": 768, "attention_head_dim": 8}
-    with META:
+    with device:
         nets = [ControlNetModel(**options).eval() for _ in range(count)]
         return UNet2DConditionModel(sample_size=64, **options).eval(), nets
 
 
-def plan_of(windows: Sequence[Window], steps: int = 20) -> Plan:
+def plan_of(windows: Sequence[Window], steps: int = 20, device: torch.device = META) -> Plan:
     """DDIM with guidance for one image: as many evaluations as steps."""
     from diffusers import DDIMScheduler
 
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     scheduler = DDIMScheduler(**betas, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     sampler = make_sampler(scheduler, steps=steps)
-    return make_plan(sampler, guidance=[GUIDANCE], windows=windows, device=META)
+    return make_plan(sampler, guidance=[GUIDANCE], windows=windows, device=device)
 
 
 def _counted(work: Callable[[], Any]) -> tuple[int, Any]:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,26 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+import rawdiff
 from rawdiff import weights
+from rawdiff.say import say_nothing
 from rawdiff.weights.build import PARTS, build_empty
 from rawdiff.weights.choose import read_json
 from rawdiff.weights.original import Names, places, to_original
 from rawdiff.weights.single import FAMILIES
+from rawdiff.weights.vocabulary import build_tokenizer
 
-__all__ = ["FILE", "WAYS", "diffusers_file", "load", "measure", "parts_of", "write_both"]
+__all__ = [
+    "FILE",
+    "WAYS",
+    "diffusers_file",
+    "load",
+    "measure",
+    "measure_step",
+    "parts_of",
+    "step",
+    "write_both",
+]
 
 WAYS = ("diffusers file", "ours file", "diffusers folder", "ours folder")
 FILE = "model.safetensors"
@@ -39,6 +53,9 @@ _TEXT = {
     ("sdxl", "text_encoder"): ("plain", "conditioner.embedders.0.transformer."),
     ("sdxl", "text_encoder_2"): ("open_clip", "conditioner.embedders.1.model."),
 }
+
+
+_SDXL = {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True}
 
 
 def parts_of(family: str) -> list[str]:
@@ -65,6 +82,10 @@ def write_both(
         save_file(state, folder / part / f"{PARTS[part].stems[0]}.safetensors", metadata={"format": "pt"})
         whole |= _original(family, part, module, state)
     save_file(whole, folder / FILE)
+    for path in sorted(folder.glob("tokenizer*/tokenizer_config.json")):
+        build_tokenizer(read_json(path)).save_pretrained(path.parent)
+    if family == "sdxl":
+        (folder / "model_index.json").write_text(json.dumps(_SDXL), encoding="utf-8")
 
 
 def _original(family: str, part: str, module: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -146,16 +167,40 @@ def load(way: str, folder: Path, parts: list[str], dtype: torch.dtype) -> dict[s
     return {"seconds": seconds, "cpu": cpu, "peak": _memory("VmHWM") - before, "bytes": held, "sum": touched}
 
 
+def step(source: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """Load a whole model, and make one step of a picture of 128x128 with guidance: seconds, and SHA-256 of its x."""
+    begun = time.perf_counter()
+    model = rawdiff.load(source, device="cpu", dtype=dtype, say=say_nothing)
+    loaded = time.perf_counter()
+    run = model.prepare("a red cube", size=(128, 128), steps=1, seed=1, guidance=5.0, say=say_nothing)
+    x = next(run).x
+    found = sha256(x.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+    finite = bool(x.isfinite().all())
+    done = time.perf_counter()
+    return {"load": loaded - begun, "step": done - loaded, "sha256": found, "finite": finite}
+
+
 def measure(way: str, folder: Path, parts: list[str], dtype: str) -> dict[str, float]:
     """`load` in a process of its own."""
-    command = [sys.executable, "-m", "scripts.speed.loading", way, str(folder), ",".join(parts), dtype]
+    return _by_itself(way, str(folder), ",".join(parts), dtype)
+
+
+def measure_step(source: Path, dtype: str) -> dict[str, Any]:
+    """`step` in a process of its own."""
+    return _by_itself("step", str(source), dtype)
+
+
+def _by_itself(*words: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "scripts.speed.loading", *words]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     if done.returncode:
-        raise SystemExit(f"{way}: {done.stderr.strip().splitlines()[-1:]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        raise SystemExit(f"{words[0]}: {done.stderr.strip().splitlines()[-1:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and sys.argv[1] == "step":
+    print(json.dumps(step(Path(sys.argv[2]), weights.choose_dtype("cpu", sys.argv[3]))))
+elif __name__ == "__main__":
     _, way, where, names, kind = sys.argv
     print(json.dumps(load(way, Path(where), names.split(","), weights.choose_dtype("cpu", kind))))
