@@ -1,14 +1,18 @@
 """An empty module filled from files, strictly: every tensor accounted for, or an error with file and key.
 
 Names, shapes and dtypes are compared first, from headers alone, so that a wrong file costs no reading. Then
-each tensor is read, checked for NaN and Inf, moved to device and dtype and assigned, one at a time: the peak
-is the network plus one tensor, or a block of one where its dtype changes on a CPU.
+each tensor is read, checked for NaN and Inf, moved to device and dtype and assigned, one at a time (on a CPU as many
+as it has threads): the peak is the network plus one tensor, or a block of each where the dtype changes on a CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,24 +97,44 @@ def fill(
     """
     shapes = {name: tensor.shape for name, tensor in _tensors(module).items()}
     dtypes = {file: file.dtypes() for file in {file for file, _ in feeds.values()}}
-    ready: dict[str, Tensor] = {}
-    for target, (file, name) in feeds.items():
-        found = DTYPES[dtypes[file][name]][0]
-        by_blocks = device.type == "cpu" and found != dtype
+
+    def made(target: str) -> Tensor:
+        file, name = feeds[target]
         try:
-            if by_blocks:
-                ready[target] = _by_blocks((file, name), shapes[target], dtype)
-            else:
-                ready[target] = _whole((file, name), device, dtype)
+            if device.type == "cpu" and DTYPES[dtypes[file][name]][0] != dtype:
+                return _by_blocks((file, name), shapes[target], dtype)
+            return _whole((file, name), device, dtype)
         except RuntimeError as error:  # out of memory among them
             reason = " ".join(str(error).split())[:120]
             raise ResourceError(
                 f"{file.path}: {file.key(name)!a} does not go to {device} ({reason})"
             ) from error
+
+    with _side_by_side(device) as each:
+        ready = dict(zip(feeds, each(made, feeds), strict=True))
     module.load_state_dict(ready, strict=True, assign=True)
     _fill_buffers(module, device)
     _check_no_meta(module)
     return module.eval().requires_grad_(False)
+
+
+@contextmanager
+def _side_by_side(device: torch.device) -> Iterator[Callable[..., Iterable[Any]]]:
+    """A `map`; on a CPU one whose calls run in as many threads as torch has, each of which computes by itself.
+
+    Half of what reading into new memory takes is the kernel's work of finding that memory, which torch's own threads
+    do not share: they divide a block's values, and meet again after each operation.
+    """
+    count = torch.get_num_threads() if device.type == "cpu" and hasattr(os, "preadv") else 1
+    if count < 2:
+        yield map
+        return
+    pool = ThreadPoolExecutor(count, "rawdiff-load", torch.set_num_threads, (1,))
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(count)  # which was set for all threads that begin from here on
 
 
 def _by_blocks(feed: tuple[TensorFile, str], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
