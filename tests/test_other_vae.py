@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import rawdiff
 from rawdiff import Model, recipe, weights
@@ -312,6 +312,22 @@ def test_one_that_does_not_fit(here: Path, other: Path, changes: dict[str, Any],
     assert (done.code, done.out) == (4, "")
     assert words in done.error
     assert str(folder) in done.error
+
+
+def test_what_is_none_is_told_as_the_vae(here: Path, model: Path) -> None:
+    """And not as the model, whose it is not."""
+    save_file({"lora_unet_x.lora_down.weight": torch.zeros(1, 4)}, here / "lora.safetensors")
+    for name, code in (
+        ("nope", 2),
+        ("./nope.safetensors", 4),
+        (str(model / "unet"), 4),
+        ("lora.safetensors", 4),
+    ):
+        done = command("gen", "-p", "a", "--vae", name, "--dry-run")
+        assert done.code == code
+        assert "vae " in done.error.split(name)[0], done.error
+    done = command("gen", "-p", "a", "--vae", "merge:here@0.5+there@0.5", "--dry-run")
+    assert (done.code, "a merge is of whole models" in done.error) == (2, True)
 
 
 def test_a_merge_is_refused(here: Path, model: Path) -> None:

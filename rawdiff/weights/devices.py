@@ -108,12 +108,12 @@ def check_memory(
     dtype: torch.dtype,
     low: bool = False,
     beside: int = 0,
-    smaller: str = "memory low",
+    made_with: str | None = None,
 ) -> None:
     """Raise SizeError where pictures of this size, from these configs, cannot fit into the memory that is free now.
 
-    `low` is for a run in little memory, `smaller` how to get one; `beside` are bytes that will be taken there for
-    copies of weights.
+    `low` is for a run in little memory; `beside` are bytes that will be taken there for copies of weights, `made_with`
+    what computes in torch's place.
     """
     needed, free = (
         least_bytes(unet, vae, size, batch, dtype.itemsize, guided=guided, low=low) + beside,
@@ -123,7 +123,7 @@ def check_memory(
         several = f" in a batch of {batch}" if batch > 1 else ""
         ways = [
             "a smaller size or batch" if batch > 1 else "a smaller size",
-            *([] if low else [smaller]),
+            *([] if low else ["memory low" if made_with is None else "backend torch"]),
         ]
         copies = f" ({beside / 2**30:.1f} for copies of weights)" if beside else ""
         raise TooLarge(

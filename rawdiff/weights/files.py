@@ -14,7 +14,7 @@ from rawdiff.weights.build import PARTS, Part, build_empty, check_class
 from rawdiff.weights.choose import TOKENIZER_FILES, choose_weights, read_json, read_shard_names
 from rawdiff.weights.lora_layers import Layers
 from rawdiff.weights.merge import MERGED
-from rawdiff.weights.source import Source, open_source
+from rawdiff.weights.source import NOT_MERGED, Source, open_source
 
 __all__ = [
     "Where",
@@ -126,10 +126,7 @@ def _named(source: Source, part: str) -> dict[str, Path]:
 def summands(source: Source, part: str) -> list[Source]:
     """The sources that a part is the sum of: mostly one. Raises UsageError for ControlNets, which are never summed."""
     if source.merged and part == "controlnet":
-        raise UsageError(
-            f"net {str(source)[:120]!a}: a merge is of whole models, and no ControlNet is; expected a folder, a file "
-            "or a hub id"
-        )
+        raise UsageError(f"ControlNet {str(source)[:120]!a}: {NOT_MERGED}")
     return [one for one, _ in source.merged] if source.merged and part in MERGED else [source]
 
 

@@ -32,6 +32,7 @@ EMBEDDED = Path(__file__).resolve().parent.parent / "assets" / "solids"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9._-]{1,96}")
 _FILE_SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".json", ".zip")
+NOT_MERGED = "a merge is of whole models, and this is a part of one; expected a folder, a file or a hub id"
 
 
 @dataclass(frozen=True)
@@ -130,11 +131,13 @@ def open_source(
     offline: bool = False,
     hub: Hub | None = None,
     say: Say = say_nothing,
+    what: str = "model",
 ) -> Source:
     """Find a model: None or "embedded", a folder, a file, an alias of the registry, a hub's OWNER/NAME, or a merge.
 
     A hub's files are fetched part by part, when asked for. `say` gets a line when a mirror is used, a download
-    starts, or a file leaves something to be assumed. Raises UsageError (a name that is nothing), WeightsError (no
+    starts, or a file leaves something to be assumed; `what` is how errors call what is looked for: one that is not a
+    model is no merge. Raises UsageError (a name that is nothing), WeightsError (no
     model there), HubError.
     """
     if isinstance(source, Source):
@@ -143,8 +146,10 @@ def open_source(
         return _folder("embedded", EMBEDDED, "embedded")
     text = str(source)
     if not text or not text.isprintable():
-        raise UsageError(f"model {text[:80]!a}: expected a folder, a file, an alias or OWNER/NAME")
+        raise UsageError(f"{what} {text[:80]!a}: expected a folder, a file, an alias or OWNER/NAME")
     if text.startswith(merge.PREFIX) and not paths.is_there(text):
+        if what != "model":
+            raise UsageError(f"{what} {text[:120]!a}: {NOT_MERGED}")
         if revision is not None:
             raise UsageError(f"revision {revision}: of a merge, it cannot be told whose; leave it out")
         found = [(open_source(name, offline=offline, hub=hub, say=say), w) for name, w in merge.parse(text)]
@@ -158,11 +163,13 @@ def open_source(
         return _file(str(source), path.absolute(), options, say)
     known = registry.find(text) if isinstance(source, str) else None
     if known is None and (isinstance(source, Path) or _is_path_like(text)):
-        raise WeightsError(f"{text}: no such folder or file; expected a model, an alias or OWNER/NAME")
+        raise WeightsError(f"{text}: no such folder or file; expected a {what}, an alias or OWNER/NAME")
     if known is None and not _HUB_ID.fullmatch(text):
-        names = ", ".join(registry.aliases("model"))
+        models = registry.aliases("model")
+        of_nets = [name for name in registry.aliases() if name not in models]
+        names = ", ".join(of_nets if what == "ControlNet" else models)
         raise UsageError(
-            f"model {text[:80]!a} is no file and no folder here and no alias ({names}); a hub id is OWNER/NAME"
+            f"{what} {text[:80]!a} is no file and no folder here and no alias ({names}); a hub id is OWNER/NAME"
         )
     return _from_hub(hub if hub is not None else Hub(offline=offline, say=say), text, known, revision)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from rawdiff.weights.build import PARTS, check_class
 from rawdiff.weights.defaults import read_defaults
 from rawdiff.weights.files import Where, read_config
 from rawdiff.weights.hub import Hub
-from rawdiff.weights.source import Source, open_source
+from rawdiff.weights.source import NOT_MERGED, Source, open_source
 
 __all__ = ["with_vae"]
 
@@ -29,25 +31,41 @@ def with_vae(model: Source, vae: Where = None, *, offline: bool = False, say: Sa
         return model
     if not isinstance(vae, (str, Path, Source)):
         raise UsageError(f"vae: found {type(vae).__name__}, expected a folder, a file or a hub id")
-    other = open_source(vae, offline=offline, hub=Hub(offline=offline, say=say))
-    if other.owner("vae").merged:
-        raise UsageError(
-            f"vae {str(other)[:120]!a}: a merge is of whole models, and a recipe tells of one VAE; expected a folder, "
-            "a file or a hub id"
-        )
-    notes = () if other.single is None else other.single.notes
-    if other.single is not None and other.single.is_guess and not isinstance(vae, Source):
-        family = read_defaults(model).family
-        if family is not None:
-            other = open_source(f"{vae}#{family}", offline=offline)
-            notes = () if other.single is None else other.single.notes
-    for note in notes:
-        say(note)
-    other = other.owner("vae")
-    config = read_config(other, "vae")
-    check_class(PARTS["vae"], config, f"{other}: the vae's config")
-    _check_latents(config, read_config(model, "unet"), str(other))
+    family, unet = read_defaults(model).family, read_config(model, "unet")
+    with _told_as_vae(str(vae)):
+        other = _found(vae, family, offline, say)
+        config = read_config(other, "vae")
+        check_class(PARTS["vae"], config, f"{other}: the vae's config")
+        _check_latents(config, unet, str(other))
     return replace(model, vae=other)
+
+
+@contextmanager
+def _told_as_vae(name: str) -> Iterator[None]:
+    """Errors inside say that it is the VAE that is wrong, and not the model."""
+    try:
+        yield
+    except WeightsError as error:
+        said = str(error)
+        named = said if said.startswith(name) else f"{name[:120]}: {said}"
+        raise WeightsError(said if said.startswith("vae ") else f"vae {named}") from error
+
+
+def _found(vae: str | Path | Source, family: str | None, offline: bool, say: Say) -> Source:
+    """Where the VAE is: of one that leaves its family open, as one of this family."""
+    other = open_source(vae, offline=offline, hub=Hub(offline=offline, say=say), what="vae")
+    if other.owner("vae").merged:
+        raise UsageError(f"vae {str(other)[:120]!a}: {NOT_MERGED}")
+    if (
+        other.single is not None
+        and other.single.is_guess
+        and not isinstance(vae, Source)
+        and family is not None
+    ):
+        other = open_source(f"{vae}#{family}", offline=offline, what="vae")
+    for note in () if other.single is None else other.single.notes:
+        say(note)
+    return other.owner("vae")
 
 
 def _check_latents(config: dict[str, Any], unet: dict[str, Any], where: str) -> None:
