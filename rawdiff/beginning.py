@@ -27,7 +27,7 @@ from rawdiff.sampler import Sampler, count_steps, renoise
 from rawdiff.say import Say
 from rawdiff.state import RunState, start
 
-__all__ = ["Beginning", "begin_from", "part_way"]
+__all__ = ["Beginning", "begin_from", "is_extra", "part_way"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +38,14 @@ class Beginning:
     inpaint: Tensor | None = None
     """[B,5,h,w] fp32, for an inpainting UNet; see `Conditions`."""
     blend: Blend | None = None
-    """For any other UNet."""
+    """For any other UNet, and where it is asked for."""
     tiled: bool = False
     """Whether the picture was encoded in tiles, which is approximate."""
+
+    @property
+    def is_blended_by_choice(self) -> bool:
+        """Whether what stays is put back though the UNet is for inpainting."""
+        return self.blend is not None and self.inpaint is not None
 
 
 def part_way(sampler: Sampler, strength: float) -> Sampler:
@@ -58,6 +63,19 @@ def part_way(sampler: Sampler, strength: float) -> Sampler:
     return sampler if left == steps else sampler.restarted((steps - left) * sampler.order)
 
 
+def is_extra(blend: bool | None, channels: int) -> bool:
+    """Whether what stays is put back by choice: a UNet of so many channels would run without.
+
+    Raises UsageError for one that cannot.
+    """
+    if channels != INPAINT_CHANNELS and blend is False:
+        raise UsageError(
+            "blend: the model has no inpainting UNet, and another keeps what the mask leaves only by having it put "
+            "back after each step: leave it out, or take a model for inpainting"
+        )
+    return channels == INPAINT_CHANNELS and blend is True
+
+
 @torch.no_grad()
 def begin_from(
     image: InitImage,
@@ -70,13 +88,15 @@ def begin_from(
     dtype: torch.dtype,
     runner: Runner,
     say: Say,
+    blend: bool | None = None,
     probe: ProbeLike = NO_PROBE,
 ) -> Beginning:
     """Begin from a picture, `plan` being what its strength left; `channels` are those that the UNet takes.
 
-    With a mask and a strength of 1 the run begins from noise alone. `dtype` is the state's. Raises NonFiniteError,
-    ResourceError.
+    With a mask and a strength of 1 the run begins from noise alone. `dtype` is the state's. With `blend` an inpainting
+    UNet too has what stays put back after each step. Raises UsageError, NonFiniteError, ResourceError.
     """
+    is_blended = is_extra(blend, channels)
     hole, draws = image.hole, 0
     inpainting, from_noise = channels == INPAINT_CHANNELS, hole is not None and strength == 1.0
     latents: Tensor | None = None
@@ -96,9 +116,14 @@ def begin_from(
     if not inpainting:
         assert latents is not None
         # The third draw is for an inpainting UNet, and made for every other.
-        blend = Blend(latents.to(dtype), first.to(dtype), small)
-        return Beginning(replace(state, draws=draws + 1), blend=blend, tiled=tiled)
+        needed = Blend(latents.to(dtype), first.to(dtype), small)
+        return Beginning(replace(state, draws=draws + 1), blend=needed, tiled=tiled)
     posterior = encode(vae, image.normalised * (hole < 0.5), runner=runner, say=say, probe=probe)
     kept = posterior.sample(noise.draw(draws)).float()
     seen = torch.cat([small.expand(len(kept), -1, -1, -1), kept], dim=1)
-    return Beginning(replace(state, draws=draws + 1), inpaint=seen, tiled=tiled or posterior.tiled)
+    tiled = tiled or posterior.tiled
+    if is_blended and latents is None:  # no draw for it, so that a seed means the same noise without
+        whole = encode(vae, image.normalised, runner=runner, say=say, probe=probe)
+        latents, tiled = whole.mean.expand(len(kept), -1, -1, -1), tiled or whole.tiled
+    extra = Blend(latents.to(dtype), first.to(dtype), small) if is_blended and latents is not None else None
+    return Beginning(replace(state, draws=draws + 1), inpaint=seen, blend=extra, tiled=tiled)

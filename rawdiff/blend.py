@@ -1,6 +1,7 @@
-"""Inpainting with an ordinary UNet: after each step, what shall stay is put back at the level of noise that comes next.
+"""Inpainting: after each step, what shall stay is put back at the level of noise that comes next.
 
-(RePaint without its resampling: Lugmayr et al. 2022, arXiv 2201.09865; as diffusers' pipelines do it.)
+(RePaint without its resampling: Lugmayr et al. 2022, arXiv 2201.09865; as diffusers' pipelines do it with an ordinary
+UNet. One for inpainting sees what stays, and is left to paint it unless somebody asks for this too.)
 """
 
 from __future__ import annotations

@@ -49,16 +49,22 @@ def check_few(what: str, found: Sized) -> None:
 
 
 def check_strength(
-    image: object, mask: object, strength: object, paste: object, latents: object = None
+    image: object,
+    mask: object,
+    strength: object,
+    paste: object,
+    blend: object = None,
+    latents: object = None,
 ) -> float:
     """The strength, filled in where it is None; raises UsageError for what makes no sense with or without an image."""
     for name, value in (("mask", mask), ("strength", strength)):
         if image is None and value is not None:
             raise UsageError(f"{name}: there is no image for it: give one, or leave it out")
-    if mask is None and paste is not None:
-        raise UsageError("paste: there is no mask that says what to paste back: give one, or leave it out")
-    if paste is not None and not isinstance(paste, bool):
-        raise UsageError(f"paste {_short(paste)}: expected True or False")
+    for name, value in (("paste", paste), ("blend", blend)):
+        if mask is None and value is not None:
+            raise UsageError(f"{name}: there is no mask that says what to {name}: give one, or leave it out")
+        if value is not None and not isinstance(value, bool):
+            raise UsageError(f"{name} {_short(value)}: expected True or False")
     if image is not None and latents is not None:
         raise UsageError("image and latents were given: a run begins from one of them")
     if strength is None:

@@ -12,6 +12,7 @@ from torch import nn
 from rawdiff import nets, weights
 from rawdiff.adapting import Adapting
 from rawdiff.controls import Control
+from rawdiff.copies import Planned, laid_out_bytes, pristine_bytes
 from rawdiff.errors import UsageError, WeightsError
 from rawdiff.extras import AddedEmbedding, AddedLora, Extras
 from rawdiff.files import check_inpaint, part_hashes
@@ -94,12 +95,22 @@ class Parts:
         wanted, key = self.net_source(kind, source), _key(kind, source)
         if key not in self._loaded:
             with probe("load"), probe(f"controlnet {kind}"):
-                opened = weights.open_source(wanted, offline=self._offline, say=self._say)
+                told: dict[str, Any] = {"offline": self._offline, "say": self._say, "what": "ControlNet"}
+                opened = weights.open_source(wanted, **told)
                 net = weights.load_controlnet(opened, device=self.device, dtype=self.dtype)
             nets.controlnet.check(net, self.unet)
             self.runner.keep([net])
             self._loaded[key] = net, opened
         return self._loaded[key][0]
+
+    def known_net(self, kind: str, source: Any = None) -> Any:
+        """What `net` would give where it is loaded, else where it would be loaded from; raises UsageError."""
+        if isinstance(source, nn.Module):
+            return source
+        loaded = self._loaded.get(_key(kind, source))
+        if loaded is not None:
+            return loaded[0]
+        return Planned(self.net_source(kind, source), "controlnet", self._offline)
 
     def net_source(self, kind: str, source: Any = None) -> Any:
         """Where `net` would take it from; raises UsageError where none is known."""
@@ -126,8 +137,14 @@ class Parts:
                 self.runner.keep([loaded])
                 self._inpaint = loaded
             return self._inpaint
-        check_channels(self.unet.config.in_channels, masked=masked)
+        self.channels(masked=masked)
         return self.unet
+
+    def channels(self, *, masked: bool) -> int:
+        """How many channels the UNet takes that runs with a mask, or without one; raises UsageError like `unet_for`."""
+        own: int = self.unet.config.in_channels
+        check_channels(own, masked=masked)
+        return INPAINT_CHANNELS if masked and self.defaults.inpaint is not None else own
 
     @property
     def adapters(self) -> weights.Adapters:
@@ -202,17 +219,23 @@ class Parts:
             return None
         return self._loaded[_key(control.kind, control.net)][1]
 
-    def more_bytes(self, *, masked: bool, added: Sequence[AddedLora]) -> int:
+    def more_bytes(self, *, masked: bool, added: Sequence[AddedLora] = (), nets: Sequence[Any] = ()) -> int:
         """Bytes of the copies of weights that a run would make on a CPU beyond those that are held now.
 
-        Of what LoRAs change, as it was; and of the UNet and the loaded ControlNets, as a backend lays them out. Raises
-        WeightsError for a LoRA that does not fit.
+        Of what LoRAs change, as it was; and of the UNet and of `nets` (`known_net` gives them), as a backend lays them
+        out. Nothing is loaded for it. Raises WeightsError for a LoRA that does not fit.
         """
         if self.device.type != "cpu":
             return 0
-        unet = self.unet_for(masked=masked)
-        copies = self._adapting.more_bytes(unet, added) if added else 0
-        return copies + self.runner.more_bytes([unet, *(net for net, _ in self._loaded.values())])
+        inpaint = self.defaults.inpaint if masked else None
+        unet = self.unet if inpaint is None else self._inpaint
+        copies = 0
+        if added and unet is not None:
+            copies = self._adapting.more_bytes(unet, added)
+        elif added:
+            copies = pristine_bytes(weights.planned_layers(self.source, inpaint), added, self.dtype)
+        own = Planned(inpaint, "unet") if unet is None else unet
+        return copies + laid_out_bytes([own, *nets], self.runner, self.dtype)
 
     def check_memory(
         self,
@@ -222,15 +245,17 @@ class Parts:
         guided: bool,
         masked: bool = False,
         added: Sequence[AddedLora] = (),
+        controls: Sequence[Control] = (),
     ) -> None:
         """Raise SizeError where `batch` pictures of this size cannot fit into the memory that is free now.
 
         Copies of weights count too (`more_bytes`). Raises WeightsError for a LoRA that does not fit.
         """
         options: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "low": self.runner.frugal}
-        options["beside"] = self.more_bytes(masked=masked, added=added)
-        if self.runner.made_with is not None:
-            options["smaller"] = "backend torch"
+        used = {(control.kind, str(control.net)): control for control in controls}
+        nets = [self.known_net(control.kind, control.net) for control in used.values()]
+        options["beside"] = self.more_bytes(masked=masked, added=added, nets=nets)
+        options["made_with"] = self.runner.made_with
         weights.check_memory(self.unet.config, self.vae.config, size, batch=batch, guided=guided, **options)
 
 

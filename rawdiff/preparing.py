@@ -24,7 +24,7 @@ from rawdiff.arguments import (
     spread_prompts,
     spread_scales,
 )
-from rawdiff.beginning import Beginning, begin_from, part_way
+from rawdiff.beginning import Beginning, begin_from, is_extra, part_way
 from rawdiff.binding import WATCH, account_of, set_up, undone_on_error
 from rawdiff.conditions import Conditions, SizeIds
 from rawdiff.controls import Control, choose_size, gather, make_hints
@@ -33,7 +33,6 @@ from rawdiff.limits import check_strength
 from rawdiff.nets.exact import EVERYTHING, Exact
 from rawdiff.nets.exact import check as check_exact
 from rawdiff.nets.guidance import is_told
-from rawdiff.nets.unet import check_channels
 from rawdiff.noise import Noise, check_seeds, random_seed
 from rawdiff.parts import Parts
 from rawdiff.plan import make_plan
@@ -80,6 +79,7 @@ def prepare(
     mask: Any = None,
     strength: float | None = None,
     paste: bool | None = None,
+    blend: bool | None = None,
     fit: images.Fit = None,
     depth_range: images.DepthRange = None,
     depth_invert: bool = False,
@@ -107,8 +107,9 @@ def prepare(
 
     `image` (as the maps) is what the run begins from, for the last `strength` of its steps (above 0 to 1; 0.8).
     With a `mask` of its size only what is white there is painted anew (strength 1): by the model's inpainting
-    UNet, or else by putting the rest back after each step. The pictures get the rest pasted back unless `paste`
-    is False. Where there is an image, `size` follows from it, and `fit` holds for it too.
+    UNet, or else by putting the rest back after each step, which `blend` has done with the inpainting UNet too (another
+    picture, in which nothing drifts outside the mask). The pictures get the rest pasted back unless `paste` is False.
+    Where there is an image, `size` follows from it, and `fit` holds for it too.
 
     `loras` are paths (or names of the model's own), each alone or with its scale, [("style.safetensors", 0.8)], merged
     into the weights of the UNet that the run takes, and of the text encoder; they stay there when it is done, until
@@ -132,8 +133,10 @@ def prepare(
     check_size_ids(size_ids, told=two)
     check_second(two=two, prompt_2=prompt_2, negative_2=negative_2)
     distinct = count_prompts(prompt, count)
-    strength, masked = check_strength(image, mask, strength, paste, latents), mask is not None
-    check_channels(self.unet.config.in_channels, masked=masked)
+    strength, masked = check_strength(image, mask, strength, paste, blend, latents), mask is not None
+    channels = self.channels(masked=masked)
+    if masked:
+        is_extra(blend, channels)
     prompts = spread_prompts("prompt", prompt, distinct, count)
     negatives = spread_prompts("negative prompt", negative, distinct, count)
     syntax = check_syntax(syntax)
@@ -154,7 +157,7 @@ def prepare(
     made, spec = build_sampler(sampler, self.scheduler, self.defaults.sampler, **schedule)
     made = made if image is None else part_way(made, strength)
     windows = [control.window for control in wanted]
-    texts = texts_of(syntax, [(prompts, negatives), *([] if second is None else [second])], made)
+    texts = texts_of(syntax, (prompts, negatives), second, made)
     for line in notes_on(texts):
         say(line)
     levels: dict[str, Any] = {"guidance": scales, "rescale": rescale, "windows": windows}
@@ -180,7 +183,7 @@ def prepare(
         samples = [images.open_source(control.source) for control in wanted]
         given = None if image is None else images.open_source(image)
         size = choose_size(size, self.defaults.native_size, samples, given)
-        self.check_memory(size, len(prompts), guided=plan.guided, masked=masked, added=added)
+        self.check_memory(size, len(prompts), guided=plan.guided, masked=masked, added=added, controls=wanted)
         fitting: dict[str, Any] = {"fit": fit, "depth_range": depth_range, "depth_invert": depth_invert}
         hints = make_hints(wanted, samples, size, say=say, **fitting)
         init = None
@@ -206,7 +209,7 @@ def prepare(
     dtype = torch.promote_types(self.dtype, torch.float32)
     if init is not None:
         way: dict[str, Any] = {"strength": strength, "dtype": dtype, "runner": self.runner, **told}
-        begun = begin_from(init, plan, noise, self.vae, channels=unet.config.in_channels, **way)
+        begun = begin_from(init, plan, noise, self.vae, channels=channels, blend=blend, **way)
     else:
         first = noise.draw(0) if latents is None else given_latents(latents, noise)
         begun = Beginning(start(plan, first.to(dtype), draws=int(latents is None)))
@@ -231,7 +234,7 @@ def prepare(
         sampler=spec,
         controls=[c.describe(h, self.net_hashes(c), **fitting) for c, h in zip(wanted, hints, strict=True)],
         latents=None if latents is None else sha256(first.cpu().numpy().tobytes()).hexdigest(),
-        image=None if init is None else init.describe(strength, paste),
+        image=None if init is None else init.describe(strength, paste, begun.is_blended_by_choice),
         loras=[one.describe() for one in added],
         embeddings=[one.describe() for one in words],
         syntax=syntax,

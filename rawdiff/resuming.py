@@ -75,7 +75,7 @@ def resume(
         windows=windows,
         device=self.device,
         guidance_end=1.0 if account.get("guidance_end") is None else account["guidance_end"],
-        contexts=texts_of(syntax, [first, *([] if second is None else [second])], made).rows,
+        contexts=texts_of(syntax, first, second, made).rows,
         distilled=is_told(self.unet.config),
     )
     held.check_table(plan)
@@ -83,7 +83,7 @@ def resume(
     added = self.extras.loras([(entry["name"], entry["scale"]) for entry in account["loras"]])
     saved.check_same(path, {"loras": account["loras"]}, {"loras": [one.describe() for one in added]})
     masked = recipe.is_masked(account)
-    self.check_memory(size, len(seeds), guided=plan.guided, masked=masked, added=added)
+    self.check_memory(size, len(seeds), guided=plan.guided, masked=masked, added=added, controls=wanted)
     hints = tuple(
         images.Hint(entry["kind"], tensor[0], entry["sha256"], entry["hint"])
         for entry, tensor in zip(account["controls"], held.conditions.hints, strict=True)

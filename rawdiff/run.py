@@ -51,7 +51,7 @@ class Setup:
     say: Say
     probe: ProbeLike
     blend: Blend | None = None
-    """What a mask makes of x after each step, with an ordinary UNet."""
+    """What a mask makes of x after each step, with an ordinary UNet or where it was asked for."""
     paste: images.Paste | None = None
     """What of the finished pictures is taken from the one that the run began from."""
 

@@ -41,11 +41,12 @@ class Texts:
         return len(self.contexts[0][0][0])
 
 
-def texts_of(syntax: str, words: Sequence[Both], sampler: Sampler) -> Texts:
+def texts_of(syntax: str, first: Both, second: Both | None, sampler: Sampler) -> Texts:
     """The texts at each row of a sampler: a function of the prompts and of its steps.
 
-    `words` are those for the first text encoder, and for the second where that reads another.
+    `second` are those for the second text encoder, where that reads others than the first.
     """
+    words = [first] if second is None else [first, second]
     if syntax == PLAIN:
         whole = tuple((tuple(prompts), tuple(negatives)) for prompts, negatives in words)
         return Texts(syntax, (whole,), (0,) * len(sampler.rows))

@@ -81,6 +81,7 @@ def test_made_again_from_its_recipe_and_with_changes(here: Path) -> None:
         (["--mask", "other.png"], "image.mask"),
         (["--strength", "1"], "image.strength"),
         (["--no-paste"], "image.paste"),
+        (["--blend", "--no-paste"], "image.blend, image.paste"),
     ):
         done = rawdiff("gen", "--from", first, *words).ok()
         assert f"not the same as {first} in {changed}" in done.err
@@ -94,6 +95,31 @@ def test_made_again_from_its_recipe_and_with_changes(here: Path) -> None:
     told = rawdiff("gen", "--from", first, "--image", "room.png")
     assert told.code == 3
     assert "mask.png: the recipe's mask is not there" in told.error
+
+
+def test_put_back_after_each_step(here: Path) -> None:
+    """Another id, made again from its recipe, told by info; a batch knows it too."""
+    loose, done = (rawdiff(*MASKED, "--no-paste", *more).ok().lines[0] for more in ((), ("--blend",)))
+    assert images.read_recipe(loose)["id"] != images.read_recipe(done)["id"]
+    assert "blend" not in images.read_recipe(loose)["picture"]["image"]
+    again = rawdiff("gen", "--from", done).ok().lines[0]
+    assert np.array_equal(pixels(done), pixels(again))
+    assert "what stays is put back after each step, and as it was decoded" in rawdiff("info", done).ok().out
+    off = rawdiff("gen", "--from", done, "--no-blend").ok().lines[0]
+    assert np.array_equal(pixels(off), pixels(loose))
+    plain = small_folder(here / "plain", nets=())  # whose UNet has it put back in any case
+    other = rawdiff("gen", "--from", done, "--model", plain).ok()
+    assert "image.blend" in other.err
+    direct = rawdiff(*MASKED, "--no-paste", "--model", plain).ok().lines[0]
+    assert np.array_equal(pixels(other.lines[0]), pixels(direct))
+    said = rawdiff(*MASKED, "--no-blend", "--model", plain)
+    assert (said.code, "blend: the model has no inpainting UNet" in said.error) == (2, True)
+    line = {"prompt": "x", "steps": 3, "seed": 7, "image": "room.png", "mask": "mask.png", "paste": False}
+    Path("list.jsonl").write_text(json.dumps({**line, "blend": True}) + "\n")
+    drawn = rawdiff("batch", "list.jsonl", "--out", "drawn").ok().lines[0]
+    assert np.array_equal(pixels(drawn), pixels(done))
+    [plan] = rawdiff(*MASKED, "--no-paste", "--blend", "--dry-run", "--json").ok().lines
+    assert json.loads(plan)["id"] == images.read_recipe(done)["id"]
 
 
 def test_a_picture_from_words_gets_an_image_and_a_mask_afterwards(here: Path) -> None:

@@ -97,6 +97,8 @@ def test_it_says_what_computes() -> None:
     inner = Runner()
     inner.made_with = "another 1.0"
     assert Reusing(inner, 2).made_with == "another 1.0"
+    inner.more_bytes = lambda nets: 7 * len(list(nets))
+    assert Reusing(inner, 2).more_bytes([0, 0]) == 14
 
 
 def test_what_makes_no_sense_is_refused() -> None:

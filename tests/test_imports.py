@@ -16,8 +16,8 @@ ORDER = [
     "version", "errors", "limits", "paths", "syntax", "say", "strict_json", "geometry", "probes", "noise", "sampler",
     "conditions", "plan", "state", "blend", "nets", "graphs", "prediction", "networks", "predict", "step",
     "loop", "weights", "images", "openvino", "controls", "vocabulary", "prompts", "texts", "arguments", "extras",
-    "adapting", "autoencoder", "decode", "encode", "beginning", "recipe", "saved", "run", "files", "parts", "binding",
-    "preparing", "resuming", "model", "jobs", "study", "cli", "__main__",
+    "copies", "adapting", "autoencoder", "decode", "encode", "beginning", "recipe", "saved", "run", "files", "parts",
+    "binding", "preparing", "resuming", "model", "jobs", "study", "cli", "__main__",
 ]  # fmt: skip
 """A module imports from those before it. `rawdiff/__init__.py` is beside the order: it looks names up lazily."""
 

@@ -73,6 +73,47 @@ def test_a_latent_that_stays_is_the_images(plain: Model) -> None:
     assert error(run.latents[hole], blend.latents[hole]) > 0.1
 
 
+def test_an_inpainting_unet_has_what_stays_put_back_where_that_is_asked_for(model: Model) -> None:
+    """From the same noise; without it the UNet changes what stays."""
+    loose, run = inpainted(model), inpainted(model, blend=True)
+    blend = run.setup.blend
+    assert blend is not None
+    assert loose.setup.blend is None
+    assert torch.equal(run.setup.conditions.inpaint, loose.setup.conditions.inpaint)
+    assert torch.equal(blend.noise, prepared(model, image=IMAGE, mask=MASK, steps=3).state.x)
+    picture = 2 * torch.from_numpy(IMAGE).permute(2, 0, 1)[None] - 1
+    kept = (blend.mask == 0).expand_as(run.latents)
+    whole = encode(model.vae, picture, say=silent).mean
+    assert torch.equal(run.latents[kept], whole[kept])
+    assert error(loose.latents[kept], whole[kept]) > 0.1
+    matters(run, prepared(model, image=IMAGE, mask=MASK, steps=3))
+    assert run.recipe["image"] == {**loose.recipe["image"], "blend": True}
+    two = inpainted(model, blend=True, count=2)
+    assert torch.equal(
+        two.latents[kept.expand(2, -1, -1, -1)], whole.expand(2, -1, -1, -1)[kept.expand(2, -1, -1, -1)]
+    )
+
+
+def test_from_the_image_it_is_put_back_as_it_began(model: Model) -> None:
+    run = inpainted(model, blend=True, strength=0.7, count=2)
+    blend = run.setup.blend
+    assert blend is not None
+    kept = (blend.mask == 0).expand_as(run.latents)
+    assert blend.latents.shape == run.latents.shape
+    assert torch.equal(run.latents[kept], blend.latents[kept])
+    assert torch.equal(
+        inpainted(model, strength=0.7, count=2).setup.conditions.inpaint, run.conditions.inpaint
+    )
+
+
+def test_another_unet_cannot_do_without(plain: Model) -> None:
+    with pytest.raises(package.errors.UsageError, match="blend: the model has no inpainting UNet"):
+        prepared(plain, image=IMAGE, mask=MASK, blend=False)
+    asked, left = inpainted(plain, blend=True), inpainted(plain)
+    assert torch.equal(asked.latents, left.latents)
+    assert asked.recipe == left.recipe
+
+
 def test_a_mask_takes_the_models_inpainting_unet_and_nothing_else_does(model: Model) -> None:
     channels = {}
     for name, given in (("none", {}), ("image", {"image": IMAGE}), ("mask", {"image": IMAGE, "mask": MASK})):
@@ -177,9 +218,12 @@ def test_pasting_is_exact_and_blends() -> None:
 
 
 @pytest.mark.parametrize("after", [0, 1])
-def test_an_inpainting_run_resumes_to_the_bit(model: Model, tmp_path: Path, after: int) -> None:
-    straight = inpainted(model, sampler="euler a")
-    run = prepared(model, image=IMAGE, mask=MASK, steps=3, sampler="euler a")
+@pytest.mark.parametrize("more", [{}, {"blend": True}, {"blend": True, "count": 2, "strength": 0.7}])
+def test_an_inpainting_run_resumes_to_the_bit(
+    model: Model, tmp_path: Path, after: int, more: dict[str, Any]
+) -> None:
+    straight = inpainted(model, sampler="euler a", **more)
+    run = prepared(model, image=IMAGE, mask=MASK, steps=3, sampler="euler a", **more)
     for _ in range(after):
         next(run)
     again = model.resume(run.save(tmp_path / "run.safetensors"), say=silent)

@@ -99,7 +99,7 @@ def test_torch_that_has_none_left_either(monkeypatch: pytest.MonkeyPatch, folder
     job = workshop.plan(Request(prompt="a", size=(48, 40), steps=1, seed=3))
     with pytest.raises(ResourceError, match="out of memory at 40x48 on cpu: take a smaller size"):
         list(workshop.draw(job))
-    assert workshop.made_with is None
+    assert workshop.runner.made_with is None
 
 
 def test_what_gives_out_while_converting_is_told_as_such(
@@ -159,6 +159,29 @@ def test_copies_of_weights_count_before_anything_is_loaded(
     command(*words, *depth, "--lora", lora, "--backend", "openvino").ok()
 
 
+def test_nothing_is_loaded_to_tell_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not there yet is told from its config: the inpainting UNet, a LoRA in it, a ControlNet."""
+    folder = small_folder(tmp_path / "model", nets=("depth",), inpaint=True)
+    lora = write(tmp_path / "style.safetensors", kohya(random_changes({"unet": small_unet(0)}, 1)))
+    found = {}
+    for loaded in (False, True):
+        for backend in ("torch", "openvino"):
+            model = rawdiff.load(folder, backend=backend, say=silent)
+            added = model.extras.loras([(lora, 1.0)])
+            if loaded:
+                model.unet_for(masked=True)
+                model.net("depth")
+            with monkeypatch.context() as patch:
+                patch.setattr("rawdiff.weights.load_unet", None)
+                patch.setattr("rawdiff.weights.load_controlnet", None)
+                nets = [model.known_net("depth")]
+                inpainting = sum(w.numel() for w in small_unet(5, in_channels=9).parameters()) * 4
+                assert model.more_bytes(masked=True) == (inpainting if backend == "openvino" else 0)
+                found[loaded, backend] = model.more_bytes(masked=True, added=added, nets=nets)
+    assert found[True, "torch"] == found[False, "torch"] > 1000
+    assert found[True, "openvino"] == found[False, "openvino"] > 2 * found[True, "torch"]
+
+
 def test_what_is_held_already_is_not_counted_again(
     here: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,7 +191,12 @@ def test_what_is_held_already_is_not_counted_again(
     model = workshop.model()
     assert model.more_bytes(masked=False, added=()) == 0
     model.runner.drop()
-    assert model.more_bytes(masked=False, added=()) == sum(4 * w.numel() for w in model.unet.parameters())
+    own = sum(4 * w.numel() for w in model.unet.parameters())
+    assert model.more_bytes(masked=False, added=()) == own
+    net = model.net("depth")
+    assert model.more_bytes(masked=False) == own  # a run without it does not pay for it
+    more = sum(4 * w.numel() for w in net.parameters())
+    assert model.more_bytes(masked=False, nets=[model.known_net("depth"), net]) == own + more
     list(workshop.draw(workshop.plan(request)))
     free(monkeypatch, least_bytes(model.unet.config, model.vae.config, (48, 40), 1, 4))
     [drawn] = workshop.draw(workshop.plan(request))

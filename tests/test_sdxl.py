@@ -194,7 +194,7 @@ def test_a_saved_run_goes_on_to_the_bit(folder: Path, model: Model, tmp_path: Pa
 def test_a_recipe_makes_it_again(
     folder: Path, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the command line with a net, and from Python with sizes that no option of `gen` can say."""
+    """From the command line with a net, and from Python with sizes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAWDIFF_MODEL", "")
     words = ("gen", "-p", PROMPT, "--steps", "2", "--size", "48x64", "--seed", "3", "--model", folder)

@@ -10,6 +10,7 @@ import typer
 from rawdiff.cli.options import MODEL
 
 __all__ = [
+    "Blend",
     "Canny",
     "ClipSkip",
     "Controls",
@@ -37,6 +38,7 @@ __all__ = [
     "Seed",
     "Sigmas",
     "Size",
+    "SizeIds",
     "Steps",
     "Strength",
     "Syntax",
@@ -215,6 +217,17 @@ Mask = Annotated[
         rich_help_panel=IMAGE,
     ),
 ]
+SizeIds = Annotated[
+    str | None,
+    typer.Option(
+        "--size-ids",
+        metavar="TEXT",
+        help="What SDXL is told of sizes: original=WxH crop=LEFT,TOP target=WxH, each also as "
+        "negative-...; what is left out is the picture's own size, and crop=0,0. "
+        "none drops those of --from.",
+        rich_help_panel=SAMPLING,
+    ),
+]
 Strength = Annotated[
     float | None,
     typer.Option(
@@ -229,6 +242,16 @@ Paste = Annotated[
         "--paste/--no-paste",
         metavar="",
         help="Paste what stays back into the picture, as it was before the VAE; on.",
+        rich_help_panel=IMAGE,
+    ),
+]
+Blend = Annotated[
+    bool | None,
+    typer.Option(
+        "--blend/--no-blend",
+        metavar="",
+        help="Put what stays back after each step, so that it cannot drift; off with an inpainting UNet, and always on "
+        "with another.",
         rich_help_panel=IMAGE,
     ),
 ]
@@ -263,8 +286,9 @@ GuidanceEnd = Annotated[
 
 OF_A_REQUEST = (
     "prompt", "negative", "prompt_2", "negative_2",
-    "prompt_syntax", "size", "seed", "depth", "normal", "canny", "derive", "control", "fit",
-    "depth_range", "depth_invert", "image", "mask", "strength", "paste", "lora", "embedding", "sampler", "steps",
+    "prompt_syntax", "size", "size_ids", "seed", "depth", "normal", "canny", "derive", "control", "fit",
+    "depth_range", "depth_invert", "image", "mask", "strength", "paste", "blend",
+    "lora", "embedding", "sampler", "steps",
     "timesteps", "sigmas", "guidance", "guidance_end", "rescale", "clip_skip", "guess", "eta",
 )  # fmt: skip
 """The names of these options."""

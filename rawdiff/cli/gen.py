@@ -32,6 +32,7 @@ def gen(
     prompt_2: drawing.Prompt2 = None,
     negative_2: drawing.Negative2 = None,
     size: drawing.Size = None,
+    size_ids: drawing.SizeIds = None,
     seed: drawing.Seed = None,
     count: Annotated[
         int | None,
@@ -61,6 +62,7 @@ def gen(
     mask: drawing.Mask = None,
     strength: drawing.Strength = None,
     paste: drawing.Paste = None,
+    blend: drawing.Blend = None,
     sampler: drawing.Sampler = None,
     steps: drawing.Steps = None,
     timesteps: drawing.Timesteps = None,

@@ -62,6 +62,9 @@ class Reusing(Runner):
     def keep(self, nets: Iterable[Any]) -> None:
         self._inner.keep(nets)
 
+    def more_bytes(self, nets: Iterable[Any]) -> int:
+        return self._inner.more_bytes(nets)
+
     def stage(self, nets: Iterable[Any]) -> None:
         self._inner.stage(nets)
 

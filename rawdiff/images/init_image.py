@@ -56,14 +56,18 @@ class InitImage:
     masking: Samples | None
     fit: Fit
 
-    def describe(self, strength: float, paste: bool | None) -> dict[str, Any]:
-        """What an account says of it, as plain values: SHA-256 of picture and mask, and how they are used."""
+    def describe(self, strength: float, paste: bool | None, blended: bool = False) -> dict[str, Any]:
+        """What an account says of it, as plain values: SHA-256 of picture and mask, and how they are used.
+
+        `blended`: what stays is put back after each step, though the UNet is for inpainting.
+        """
         return {
             "sha256": self.source.sha256,
             "mask": None if self.masking is None else self.masking.sha256,
             "strength": strength,
             "paste": None if self.masking is None else paste is not False,
             "fit": self.fit,
+            **({"blend": True} if blended else {}),
         }
 
     @property

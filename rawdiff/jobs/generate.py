@@ -81,6 +81,8 @@ def generate(
         raise UsageError("save hints: there is no map to make one of: give one, with --depth PATH say")
     probe = start_probe(place.device, settings.timings, settings.waited_ms)
     workshop = open_workshop(place, say, probe)
+    if over.size_ids is None and not workshop.defaults.two_encoders:  # a recipe's, of another model
+        request = replace(request, size_ids=None)
     count = 1 if request.count is None else request.count
     output: Output | None = None
     if not settings.dry_run:

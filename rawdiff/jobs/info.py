@@ -99,7 +99,8 @@ def _recipe_pairs(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         image, used = found["image"], picture["image"]
         yield "image", f"{image['image']['path']} ({image['image']['now']}), strength {used['strength']:g}"
         if image["mask"] is not None:
-            rest = "pasted back" if used["paste"] else "as it was decoded"
+            rest = "put back after each step, and " if used.get("blend") else ""
+            rest += "pasted back" if used["paste"] else "as it was decoded"
             yield "mask", f"{image['mask']['path']} ({image['mask']['now']}), what stays is {rest}"
     for control, given in zip(picture["controls"], found["inputs"], strict=True):
         made_of = ", made from it" if control["derive"] else ""

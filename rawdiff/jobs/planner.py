@@ -9,13 +9,16 @@ from typing import Any
 import torch
 
 from rawdiff import images, recipe, weights
-from rawdiff.arguments import build_sampler, check_second, second_prompts
-from rawdiff.beginning import part_way
+from rawdiff.arguments import build_sampler, check_second, check_size_ids, second_prompts
+from rawdiff.beginning import is_extra, part_way
+from rawdiff.conditions import SizeIds
 from rawdiff.controls import Control, choose_size, make_hints
+from rawdiff.copies import Planned, laid_out_bytes, pristine_bytes
 from rawdiff.errors import UsageError
 from rawdiff.extras import AddedEmbedding, AddedLora, Extras
 from rawdiff.files import part_hashes, unet_config
 from rawdiff.geometry import Size
+from rawdiff.graphs import Runner
 from rawdiff.jobs.added import open_embeddings, open_loras
 from rawdiff.jobs.job import Job, fitting_of, open_file, open_map
 from rawdiff.jobs.recorded import recorded_scheduler
@@ -45,19 +48,16 @@ class Planner:
         nets: Mapping[str, str],
         device: torch.device,
         dtype: torch.dtype,
-        low: bool,
+        runner: Runner,
         offline: bool,
         say: Say,
         probe: ProbeLike,
-        made_with: str | None = None,
     ) -> None:
-        """`nets` are ControlNets that somebody named, by kind; `low`: runs take little memory."""
+        """`nets` are ControlNets that somebody named, by kind; `runner` is what will run the networks."""
         self.source, self.defaults = source, weights.read_defaults(source)
         self.device, self.dtype = device, dtype
         self.say, self.probe = say, probe
-        self._low, self._offline = low, offline
-        self.made_with = made_with
-        """What computes in torch's place, with its version, or None."""
+        self._runner, self._offline = runner, offline
         self._named = dict(nets)
         self._nets: dict[str, weights.Source] = {}
         self._extras = Extras(self.source, self.defaults)
@@ -65,6 +65,11 @@ class Planner:
         """What was said of sizes: each line once, however many items have that size."""
         self._layers: dict[bool, weights.Layers] = {}
         """Of the UNet that runs with a mask (True) or without one, and of the text encoder."""
+
+    @property
+    def runner(self) -> Runner:
+        """What runs the networks."""
+        return self._runner
 
     def net(self, kind: str) -> weights.Source:
         """Where the ControlNet for hints of this kind is; raises UsageError where none is known."""
@@ -76,7 +81,8 @@ class Planner:
                     f"control {kind!r}: this model has no net for it (it has {names}): name one with "
                     f"--net {kind}=FOLDER (or FILE) or --net {kind}=OWNER/NAME"
                 )
-            self._nets[kind] = weights.open_source(known[kind], offline=self._offline, say=self.say)
+            where: dict[str, Any] = {"offline": self._offline, "say": self.say}
+            self._nets[kind] = weights.open_source(known[kind], what="ControlNet", **where)
         return self._nets[kind]
 
     def plan(
@@ -94,9 +100,10 @@ class Planner:
         UsageError (SizeError), InputError, WeightsError, HubError.
         """
         request = request.untagged().check()
-        strength = check_strength(request.image, request.mask, request.strength, request.paste)
+        strength = check_strength(request.image, request.mask, request.strength, request.paste, request.blend)
         masked = request.mask is not None
         unet = unet_config(self.source, self.defaults, masked=masked)
+        blended = masked and is_extra(request.blend, unet.get("in_channels", 4))
         end = 1.0 if request.guidance_end is None else float(request.guidance_end)
         check_guidance_end(end, distilled=is_told(unet))
         count = 1 if request.count is None else request.count
@@ -108,6 +115,8 @@ class Planner:
         self._check_clip_skip(request.clip_skip or 0)
         second = {"prompt_2": request.prompt_2 or None, "negative_2": request.negative_2 or None}
         check_second(two=self.defaults.two_encoders, **second)
+        sizes = None if request.size_ids == SizeIds() else request.size_ids
+        check_size_ids(sizes, told=self.defaults.two_encoders)
         with self.probe("plan", host=True):
             with self.probe("loras and embeddings", host=True):
                 loras = open_loras(request.loras or (), self._extras, beside)
@@ -121,7 +130,7 @@ class Planner:
                 )
             size = choose_size(request.size, self.defaults.native_size, samples, image)
             guidance = float(self.defaults.guidance if request.guidance is None else request.guidance)
-            copies = self._more_bytes(nets, loras, masked=masked)
+            copies = self._more_bytes([control.kind for control in asked], loras, masked=masked)
             guided = guidance > 1.0 and not is_told(unet)
             self._check_memory(unet, size, min(batch, count), guided=guided, beside=copies)
             fitting = fitting_of(request)
@@ -150,7 +159,7 @@ class Planner:
             "guess": bool(request.guess),
             "exact": without(request.repeats),
             "syntax": check_syntax(request.syntax),
-            "size_ids": request.size_ids if self.defaults.two_encoders else None,
+            "size_ids": sizes,
         }
         first = ([str(request.prompt)], [negative])
         account = recipe.of_run(
@@ -164,7 +173,7 @@ class Planner:
             guidance=[guidance],
             sampler=spec,
             controls=[c.describe(h, d, **fitting) for c, h, d in zip(controls, hints, own, strict=True)],
-            image=None if init is None else init.describe(strength, request.paste),
+            image=None if init is None else init.describe(strength, request.paste, blended),
             loras=[one.describe() for one in loras],
             embeddings=[one.describe() for one in embeddings],
             **options,
@@ -181,10 +190,11 @@ class Planner:
             embeddings=[one.name for one in embeddings],
         )
         if init is not None:
-            options |= {"image": image, "mask": mask, "strength": strength, "paste": request.paste}
+            options |= {"image": image, "mask": mask, "strength": strength}
+            options |= {"paste": request.paste, "blend": request.blend}
         options |= {"negative": negative, "guidance": guidance, **fitting}
         options |= {"loras": loras, "embeddings": embeddings, **second}
-        made = {**origin, **recipe.tool(self.device, self.made_with)}
+        made = {**origin, **recipe.tool(self.device, self.runner.made_with)}
         return Job(request, size, seeds, controls, sampler, options, picture, made)
 
     def _sampler(
@@ -230,18 +240,15 @@ class Planner:
         tokenizer = weights.load_tokenizer(self.source, f"tokenizer{number}")
         return Ground(tokenizer, config.get("hidden_size", 512), config.get("max_position_embeddings", 77))
 
-    def _more_bytes(self, nets: Sequence[weights.Source], loras: Sequence[AddedLora], *, masked: bool) -> int:
+    def _more_bytes(self, kinds: Sequence[str], loras: Sequence[AddedLora], *, masked: bool) -> int:
         """Bytes of the copies of weights that a run would make on a CPU, from the configs: see `Parts.more_bytes`."""
         if self.device.type != "cpu":
             return 0
-        changed = {layer for one in loras if one.scale for layer in self._layers[masked].match(one.lora)}
-        copies = sum(layer.weight.numel() for layer in changed) * self.dtype.itemsize
-        if self.made_with is None:
-            return copies
         inpaint = self.defaults.inpaint if masked else None
-        different = {id(net): net for net in nets}.values()
-        copies += weights.planned_bytes(self.source if inpaint is None else inpaint, "unet", self.dtype)
-        return copies + sum(weights.planned_bytes(net, "controlnet", self.dtype) for net in different)
+        unet = Planned(self.source if inpaint is None else inpaint, "unet")
+        nets = [Planned(self.net(kind), "controlnet") for kind in dict.fromkeys(kinds)]
+        copies = pristine_bytes(self._layers[masked], loras, self.dtype) if loras else 0
+        return copies + laid_out_bytes([unet, *nets], self.runner, self.dtype)
 
     def _check_memory(
         self, unet: Mapping[str, Any], size: Size, batch: int, *, guided: bool, beside: int
@@ -250,9 +257,8 @@ class Planner:
         place: dict[str, Any] = {
             "device": self.device,
             "dtype": self.dtype,
-            "low": self._low,
+            "low": self.runner.frugal,
             "beside": beside,
+            "made_with": self.runner.made_with,
         }
-        if self.made_with is not None:
-            place["smaller"] = "backend torch"
         weights.check_memory(unet, vae, size, batch=batch, guided=guided, **place)

@@ -92,6 +92,7 @@ def open_remake(path: str | Path) -> Remake:
             mask=FileRequest(names["mask"], image["mask"]) if masked else None,
             strength=image.get("strength"),
             paste=image.get("paste"),
+            blend=image.get("blend"),
             depth_range=(span[0], span[1]) if isinstance(span, list) else span,
             depth_invert=first.get("depth_invert"),
             loras=tuple(_named(LoraRequest, found, "loras")),
@@ -182,6 +183,7 @@ _CHANGES: dict[str, list[str]] = {
     "derive": [r"controls.*"],
     "size": [r"size.*"],
     "seed": ["seed"],
+    "size_ids": [r"size_ids.*"],
     "guidance": ["guidance"],
     "rescale": ["rescale"],
     "guidance_end": ["guidance_end"],
@@ -193,10 +195,11 @@ _CHANGES: dict[str, list[str]] = {
     "timesteps": _OF_SCHEDULE,
     "sigmas": _OF_SCHEDULE,
     "fit": [r"controls\[\d+\]\.fit", r"image\.fit"],
-    "image": ["image", r"image\.(sha256|mask|paste|fit|strength)"],
-    "mask": [r"image\.(mask|paste|strength)", r"weights.*"],
+    "image": ["image", r"image\.(sha256|mask|paste|blend|fit|strength)"],
+    "mask": [r"image\.(mask|paste|blend|strength)", r"weights.*"],
     "strength": [r"image\.strength"],
     "paste": [r"image\.paste"],
+    "blend": [r"image\.blend"],
     "depth_range": [r"controls\[\d+\]\.depth_range.*"],
     "depth_invert": [r"controls\[\d+\]\.depth_invert"],
     "loras": [r"loras.*"],
@@ -213,7 +216,7 @@ def _asked(over: Request, place: Place, other_model: bool) -> list[str]:
     if over.controls is not None:  # the last map takes with it what is said of maps
         patterns.append("guess")
     if other_model:
-        patterns += [r"weights.*", r"sampler\..*", r"merge.*", "zeros", r"size_ids.*"]
+        patterns += [r"weights.*", r"sampler\..*", r"merge.*", "zeros", r"size_ids.*", r"image\.blend"]
     if place.vae is not None:
         patterns.append(r"weights.*")
     if other_model or place.nets:

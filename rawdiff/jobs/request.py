@@ -114,6 +114,8 @@ class Request:
     strength: float | None = None
     paste: bool | None = None
     """Whether what stays is pasted back into the finished picture."""
+    blend: bool | None = None
+    """Whether what stays is put back after each step, with an inpainting UNet too."""
     loras: tuple[LoraRequest, ...] | None = None
     embeddings: tuple[EmbeddingRequest, ...] | None = None
     syntax: str | None = None
@@ -121,7 +123,7 @@ class Request:
     repeats: tuple[str, ...] = ()
     """Work done at every step, which is else done once; only a recipe asks for it."""
     size_ids: Any = None
-    """What SDXL is told of sizes (a SizeIds); only a recipe asks for it."""
+    """What SDXL is told of sizes (a SizeIds)."""
 
     def merged(self, over: Request) -> Request:
         """This request with everything that `over` says said instead.
@@ -275,7 +277,7 @@ class Request:
         for name, file in (("image", self.image), ("mask", self.mask)):
             if file is not None:
                 file.check(name)
-        check_strength(self.image, self.mask, self.strength, self.paste)
+        check_strength(self.image, self.mask, self.strength, self.paste, self.blend)
         for name in self._without_effect():
             kind = "depth map" if name.startswith("depth") else "map"
             raise UsageError(

@@ -15,12 +15,23 @@ from rawdiff.jobs.request import ControlRequest, FileRequest, Request
 from rawdiff.limits import is_name
 from rawdiff.paths import is_there
 
-__all__ = ["parse_control", "parse_embedding", "parse_lora", "parse_numbers", "request_from_words"]
+__all__ = [
+    "parse_control",
+    "parse_embedding",
+    "parse_lora",
+    "parse_numbers",
+    "parse_size_ids",
+    "request_from_words",
+]
 
 SUGAR = ("depth", "normal", "canny")
 """Kinds of control with an option of their own."""
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|nan|[+-]?inf"
 _SUFFIX = re.compile(rf"(?P<path>.+)@(?P<weight>{_NUMBER})(?:,(?P<start>{_NUMBER})-(?P<end>{_NUMBER}))?")
+_SIZE_ID = re.compile(
+    r"(?P<of>(negative-)?)((?P<name>crop)=(?P<left>\d{1,6}),(?P<top>\d{1,6})"
+    r"|(?P<sized>original|target)=(?P<width>[1-9]\d{0,5})x(?P<height>[1-9]\d{0,5}))"
+)
 _SCALED = re.compile(rf"(?P<path>.+)@(?P<scale>{_NUMBER})")
 
 
@@ -96,7 +107,7 @@ def request_from_words(
 
     `depth`, `normal`, `canny` and `control` (several texts, or "none" for none) become its controls, `image` and
     `mask` its files, each path sent through `place` (`exists` is asked before that), and so with `lora` and
-    `embedding`; texts for size, timesteps and sigmas are parsed. None was not said. Raises UsageError.
+    `embedding`; texts for size, its ids, timesteps and sigmas are parsed. None was not said. Raises UsageError.
     """
     said = {key: value for key, value in words.items() if value is not None}
     controls = [ControlRequest(kind, said.pop(kind)) for kind in SUGAR if kind in said]
@@ -119,8 +130,30 @@ def request_from_words(
             said[name] = parse_numbers(name, said[name], whole=name == "timesteps")
     if "prompt_syntax" in said:
         said["syntax"] = said.pop("prompt_syntax")
+    if isinstance(said.get("size_ids"), str):
+        said["size_ids"] = parse_size_ids(said["size_ids"])
     said["derive"] = tuple(said.get("derive", ()))
     return Request(**said)
+
+
+def parse_size_ids(text: str) -> Any:
+    """`"original=2048x1024 crop=LEFT,TOP negative-original=512x512"` as SizeIds; none: the size; raises UsageError."""
+    said: dict[str, dict[str, Any]] = {"": {}, "negative-": {}}
+    for word in [] if text.strip() == "none" else text.split():
+        match = _SIZE_ID.fullmatch(word)
+        name = None if match is None else match["name"] or match["sized"]
+        if match is None or name is None or name in said[match["of"]]:
+            raise UsageError(
+                f"size ids {word[:60]!r}: expected original=WIDTHxHEIGHT, target=WIDTHxHEIGHT and crop=LEFT,TOP once "
+                "each, with negative- before it for what guidance leads away from, or none"
+            )
+        x, y = (match["left"], match["top"]) if match["width"] is None else (match["width"], match["height"])
+        said[match["of"]][name] = (int(y), int(x))
+    from rawdiff.conditions import SizeIds  # and torch with it
+
+    own = SizeIds(**said[""])
+    negative = SizeIds(**said["negative-"]) if said["negative-"] else own
+    return own if negative == own else replace(own, negative=negative)
 
 
 def _added(

@@ -24,6 +24,7 @@ from rawdiff import nets, weights
 from rawdiff.errors import RawdiffError, ResourceError
 from rawdiff.extras import AddedLora
 from rawdiff.geometry import format_size
+from rawdiff.graphs import Runner
 from rawdiff.jobs.job import Drawn, Job, Watcher
 from rawdiff.jobs.planner import Planner
 from rawdiff.jobs.prepared import Prepared
@@ -70,11 +71,10 @@ class Workshop(Planner):
         chosen = weights.choose_device(device)
         kind = weights.choose_dtype(chosen, dtype)
         # What is wrong with these is said before anything is opened.
-        made_with = choose_runner(backend, speed, chosen, kind, memory).made_with
+        runner = choose_runner(backend, speed, chosen, kind, memory)
         opened = weights.open_source(source, revision=revision, offline=offline, say=say)
         opened = weights.with_vae(opened, vae, offline=offline, say=say)
-        where: dict[str, Any] = {"device": chosen, "dtype": kind, "low": memory == "low", "offline": offline}
-        where["made_with"] = made_with
+        where: dict[str, Any] = {"device": chosen, "dtype": kind, "runner": runner, "offline": offline}
         super().__init__(opened, nets=nets or {}, **where, say=say, probe=probe)
         self._speed, self._memory, self._backend = speed, memory, backend
         self._model: Model | None = None
@@ -98,10 +98,17 @@ class Workshop(Planner):
             self._model = load(source, nets=self._nets, say=self.say, probe=self.probe, **place)
         return self._model
 
-    def _more_bytes(self, nets: Sequence[weights.Source], loras: Sequence[AddedLora], *, masked: bool) -> int:
+    @property
+    def runner(self) -> Runner:
+        """What runs the networks, once they are loaded; till then, what will."""
+        return self._runner if self._model is None else self._model.runner
+
+    def _more_bytes(self, kinds: Sequence[str], loras: Sequence[AddedLora], *, masked: bool) -> int:
         if self._model is None:
-            return super()._more_bytes(nets, loras, masked=masked)
-        return self._model.more_bytes(masked=masked, added=loras)  # what is held already is not free
+            return super()._more_bytes(kinds, loras, masked=masked)
+        # What is held already is not counted again.
+        nets = [self._model.known_net(kind) for kind in dict.fromkeys(kinds)]
+        return self._model.more_bytes(masked=masked, added=loras, nets=nets)
 
     def check_vae(self) -> None:
         """Load another's VAE and let go of it, once: what is wrong with it is raised as `model` would raise it.
@@ -154,9 +161,8 @@ class Workshop(Planner):
                 continue
             # Outside the handler, where the failed run is no longer held.
             if count == 1:
+                by_torch = " by torch" if model.runner.made_with is not None else ""
                 model.save_memory()
-                by_torch = " by torch" if self.made_with is not None else ""
-                self.made_with, self._low = None, True
                 job = replace(job, made={key: said for key, said in job.made.items() if key != "backend"})
                 self.say(
                     f"out of memory at {format_size(job.size)}: going on{by_torch} with memory low, which is slower"

@@ -106,6 +106,22 @@ def _size_ids(negative: Test) -> Test:
     return _object(original=_maybe(pair), crop=pair, target=_maybe(pair), negative=negative)
 
 
+_IMAGE: dict[str, Test] = {
+    "sha256": _digest,
+    "mask": _maybe(_digest),
+    "strength": _number,
+    "paste": _maybe(_flag),
+    "fit": _maybe(_text),
+}
+
+
+def _image(value: Any) -> bool:
+    """With `blend` only where there is a mask, and it is true."""
+    if isinstance(value, dict) and value.get("blend") is True and value.get("mask") is not None:
+        value = {key: inner for key, inner in value.items() if key != "blend"}
+    return _object(**_IMAGE)(value)
+
+
 PICTURE: dict[str, Test] = {
     "prompt": _text,
     "negative": _text,
@@ -126,9 +142,7 @@ PICTURE_EXTRAS: dict[str, Test] = {
     "prompt_2": lambda value: _text(value) and value != "",
     "negative_2": lambda value: _text(value) and value != "",
     "guidance_end": lambda value: _number(value) and 0.0 <= value < 1.0,
-    "image": _object(
-        sha256=_digest, mask=_maybe(_digest), strength=_number, paste=_maybe(_flag), fit=_maybe(_text)
-    ),
+    "image": _image,
     "loras": _some(_mapping),
     "embeddings": _some(_mapping),
     "syntax": lambda value: value in SYNTAXES and value != PLAIN,

@@ -6,7 +6,8 @@ picture   prompt, negative, size [height, width], seed, guidance, rescale, clip_
           weights {file: SHA-256}, noise and hints (versions), dtype; and only where there are any:
   prompt_2, negative_2   what SDXL's second text encoder reads, where it is not prompt and negative
   guidance_end  the share of the run after which guidance is off, below 1
-  image       sha256, strength, fit; mask (SHA-256) and paste, or null
+  image       sha256, strength, fit; mask (SHA-256) and paste, or null; blend (true) only where an inpainting UNet has
+              what stays put back after each step
   loras       sha256, config (of peft's adapter_config.json, or null), scale
   embeddings  sha256, trigger
   syntax      how the prompts are read, where that is not as plain text: "a1111"

@@ -165,7 +165,7 @@ class _Bench:
             workshop = self._workshops[arm.dtype]
             self._jobs[arm.name] = workshop.plan(arm.request)
             # A GPU's graphs are recorded, and another backend's networks compiled, when they are first run.
-            if is_new or workshop.device.type == "cuda" or workshop.made_with is not None:
+            if is_new or workshop.device.type == "cuda" or workshop.runner.made_with is not None:
                 self._draw(arm)
         except RawdiffError as error:
             self._leave_out(found, error)

@@ -73,7 +73,7 @@ def as_values(report: Report) -> dict[str, Any]:
     picture = report.job.picture
     return {
         "format": FORMAT,
-        "machine": machine(report.place.device, picture["dtype"], report.place.made_with),
+        "machine": machine(report.place.device, picture["dtype"], report.place.runner.made_with),
         "command": {
             "prompt": picture["prompt"],
             "size": format_size(report.job.size),
@@ -106,7 +106,7 @@ def as_json(report: Report) -> bytes:
 
 def machine_line(report: Report) -> str:
     """The machine on one line."""
-    of = machine(report.place.device, str(report.job.picture["dtype"]), report.place.made_with)
+    of = machine(report.place.device, str(report.job.picture["dtype"]), report.place.runner.made_with)
     load = "" if of["load"] is None else f", load {of['load']:g}"
     threads = f"{of['threads']} thread{'s' if of['threads'] > 1 else ''}"
     backend = "" if of["backend"] == "torch" else f", {of['backend']}"
