@@ -45,7 +45,7 @@ def test_words_are_read_as_from_python(here: Path, folder: Path) -> None:
     assert images.read_recipe(path)["picture"]["size_ids"] == IDS.describe()
     plain = rawdiff(*QUICK).ok().lines[0]
     assert not np.array_equal(pixels(plain), pixels(path))
-    for none in ("none", "", "crop=0,0", "negative-crop=0,0"):
+    for none in ("none", "crop=0,0", "negative-crop=0,0"):
         [line] = rawdiff(*QUICK, "--size-ids", none, "--dry-run", "--json").ok().lines
         assert json.loads(line)["id"] == images.read_recipe(plain)["id"]
 
@@ -80,6 +80,8 @@ def test_a_line_of_a_batch(here: Path) -> None:
         "crop=0,0 crop=0,0",
         "original=1x1,crop=0,0",
         "none x",
+        "",
+        " ",
     ],
 )
 def test_what_is_none(text: str) -> None:

@@ -213,7 +213,7 @@ Mask = Annotated[
     str | None,
     typer.Option(
         metavar="PATH",
-        help="What to paint anew in it: white is, black stays. Of the image's size.",
+        help="What to paint anew in it: white is, black stays, greys make the pasted seam soft. Of the image's size.",
         rich_help_panel=IMAGE,
     ),
 ]
@@ -222,10 +222,9 @@ SizeIds = Annotated[
     typer.Option(
         "--size-ids",
         metavar="TEXT",
-        help="What SDXL is told of sizes: original=WxH crop=LEFT,TOP target=WxH, each also as "
-        "negative-...; what is left out is the picture's own size, and crop=0,0. "
-        "none drops those of --from.",
-        rich_help_panel=SAMPLING,
+        help="What SDXL is told of sizes, say 'original=2048x1024 crop=0,0 target=1024x512', each also as "
+        "negative-...; what is left out is the picture's own size. none drops those of --from.",
+        rich_help_panel=WORDS,
     ),
 ]
 Strength = Annotated[
@@ -250,8 +249,8 @@ Blend = Annotated[
     typer.Option(
         "--blend/--no-blend",
         metavar="",
-        help="Put what stays back after each step, so that it cannot drift; off with an inpainting UNet, and always on "
-        "with another.",
+        help="With an inpainting UNet too, put what stays back after each step: the rest of the picture keeps its "
+        "colours without pasting. With another UNet that is always so.",
         rich_help_panel=IMAGE,
     ),
 ]

@@ -139,7 +139,7 @@ def request_from_words(
 def parse_size_ids(text: str) -> Any:
     """`"original=2048x1024 crop=LEFT,TOP negative-original=512x512"` as SizeIds; none: the size; raises UsageError."""
     said: dict[str, dict[str, Any]] = {"": {}, "negative-": {}}
-    for word in [] if text.strip() == "none" else text.split():
+    for word in [] if text.strip() == "none" else text.split() or [text]:
         match = _SIZE_ID.fullmatch(word)
         name = None if match is None else match["name"] or match["sized"]
         if match is None or name is None or name in said[match["of"]]:
