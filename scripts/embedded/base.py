@@ -138,9 +138,15 @@ class Objective:
     """
 
     def __init__(
-        self, modules: dict[str, nn.Module], device: torch.device, kind: str = "depth", early: float = EARLY
+        self,
+        modules: dict[str, nn.Module],
+        device: torch.device,
+        kind: str = "depth",
+        early: float = EARLY,
+        inside: float = INSIDE,
     ) -> None:
         self.modules, self.device, self.net, self.early = modules, device, f"controlnet_{kind}", early
+        self.inside = inside
         betas = torch.linspace(SCHEDULE["beta_start"] ** 0.5, SCHEDULE["beta_end"] ** 0.5, 1000) ** 2
         self.alpha_bar = (1 - betas).cumprod(0).to(device)
 
@@ -171,7 +177,7 @@ class Objective:
         if given is not None:
             x = torch.cat([x, given], dim=1)
             known[:] = True
-        weight = 1 + INSIDE * inside * known.view(-1, 1, 1, 1)
+        weight = 1 + self.inside * inside * known.view(-1, 1, 1, 1)
         out = self.modules["unet"](x, t, context, **residuals).sample
         v = a.sqrt() * eps - (1 - a).sqrt() * x0
         return (weight * (out.float() - v).square()).mean()
@@ -191,7 +197,15 @@ def main() -> None:
     parser.add_argument("--hinted", type=float, default=HINTED, help="the share of pictures with their map")
     parser.add_argument("--early", type=float, default=EARLY, help="the share of the noisiest timesteps")
     parser.add_argument("--native", type=float, default=MIXED[0][1], help="the share of 128x128 in the mix")
+    parser.add_argument("--inside", type=float, default=INSIDE, help="how much more errors in objects count")
+    parser.add_argument(
+        "--keep-words",
+        action="store_true",
+        help="leave the text encoder as it is, which others were trained for",
+    )
     args = parser.parse_args()
+    if args.keep_words and not (args.source or args.resume or args.words):
+        parser.error("--keep-words: there are none yet: expected --from, --resume or --words")
     team, device = begin(args)
     modules = build()
     mixed = args.phase == "mixed"
@@ -202,20 +216,25 @@ def main() -> None:
             modules["controlnet_depth"] = new_net(modules["unet"])
     if args.words:
         load_committed({"text_encoder": modules["text_encoder"]}, work_folder() / "words")
-    questions = Questions().to(device)
+    modules["text_encoder"].requires_grad_(not args.keep_words)
+    questions = None if args.keep_words else Questions().to(device)
     live = {name: m.to(device).train() for name, m in modules.items() if mixed or name != "controlnet_depth"}
 
     def start(seed: int) -> Callable[[int], tuple[Tensor, int]]:
         plan = mix(args.native) if mixed else NATIVE
         batches = Batches(plan, load_vae(device), load_tokenizer(), device, seed, team.rank)
-        objective = Objective(live, device, early=args.early)
-        told = Captions(batches.banks[0].scenes, seed * 64 + team.rank, device)
+        objective = Objective(live, device, early=args.early, inside=args.inside)
+        asking = (
+            None if questions is None else Captions(batches.banks[0].scenes, seed * 64 + team.rank, device)
+        )
 
         def step(index: int) -> tuple[Tensor, int]:
             x0, tokens, hint, inside = batches.draw()
             shown = int(args.hinted * len(x0) + random.Random(index).random()) if mixed else 0
             loss = objective(x0, tokens, hint[:shown] if shown else None, inside)
-            asked, true = told.draw(ASKED)
+            if questions is None or asking is None:
+                return loss, len(x0)
+            asked, true = asking.draw(ASKED)
             said = questions(live["text_encoder"](asked).last_hidden_state)
             return loss + args.ask * losses(said, true), len(x0)
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from scripts.embedded import metrics
 from scripts.embedded.captions import caption, shuffled
-from scripts.embedded.inversion import WORD, lime_scenes
+from scripts.embedded.inversion import COLOUR, SHAPE, WORD, pylon_scenes
 from scripts.embedded.judges import CLASSES, judge, load_judge
 from scripts.embedded.looks import LOOKS, draw
 from scripts.embedded.painting import Painter, named, pixels, true_renders
-from scripts.embedded.palette import COLOURS
+from scripts.embedded.palette import COLOURS, SHAPES
 from scripts.embedded.steering import NATIVE, Row, Scene, Study, scene, silhouettes
 
 __all__ = ["STUDIES"]
@@ -73,6 +73,7 @@ def inpaint(paint: Painter, count: int, falling: int, seed: int) -> list[Row]:
         row("the original", held.true.picture),
         row("true renders of what is asked", true_renders(changed, NATIVE).picture),
         row("inpainted", paint(prompts, NATIVE, "inpainted", **given)),
+        row("inpainted, what stays put back", paint(prompts, NATIVE, "blended", **given, blend=True)),
         row(astray, paint(shuffled(few.prompts), NATIVE, astray, **given)),
         row(nothing, paint(few.prompts, NATIVE, nothing)),
     ]
@@ -100,42 +101,28 @@ def lora(paint: Painter, count: int, falling: int, seed: int) -> list[Row]:
 
 
 def embedding(paint: Painter, count: int, falling: int, seed: int) -> list[Row]:
-    """Prompts that name the learned colour, with its embedding and without: is the object nearest to that colour?"""
-    true, prompts = lime_scenes(count, seed)
-    calibration = lime_scenes(60, 660_777)[0].picture
-    hues = [_hue(calibration, metrics.read_colours(calibration).solid).mean(0)]
-    hues += [torch.stack([h.cos(), h.sin()]) for h in metrics.colour_hues()]
-    known = F.normalize(torch.stack(hues), dim=1)
+    """Prompts that name the learned thing, with its embedding and without, by text alone: is it what is seen?"""
+    true, prompts = pylon_scenes(count, seed)
+    net, _ = load_judge("shape")
+    wanted = {COLOURS.index(COLOUR)}
 
     def row(name: str, picture: Tensor) -> Row:
-        seen = F.normalize(_hue(picture, metrics.read_colours(picture).solid), dim=1)
-        return Row(
-            name, {"nearest to lime": float(((seen @ known.T).argmax(1) == 0).float().mean())}, picture
-        )
+        reading = metrics.read_colours(picture)
+        colour = torch.tensor([metrics.present_colours(reading, b) == wanted for b in range(len(picture))])
+        shape = judge(net, picture).cpu() == SHAPES.index(SHAPE)
+        shares = {"orange alone": colour, "a cone": shape, "both": colour & shape}
+        return Row(name, {key: float(found.float().mean()) for key, found in shares.items()}, picture)
 
     without = named("the word without it", falling, count)
-    other = [p.replace(WORD, "yellow") for p in prompts]
-    depth = list(true.disparity[:, 0])
+    spelt = [
+        p.replace(f"a {WORD}", f"an {COLOUR} {SHAPE}").replace(WORD, f"{COLOUR} {SHAPE}") for p in prompts
+    ]
     return [
         row("true renders", true.picture),
-        row(
-            "with the embedding",
-            paint(prompts, NATIVE, "with the embedding", embeddings=(WORD,), depth=depth),
-        ),
-        row(without, paint(prompts[:falling], NATIVE, without, depth=depth)),
-        row(
-            named("yellow instead", falling, count),
-            paint(other[:falling], NATIVE, "yellow instead", depth=depth),
-        ),
+        row("with the embedding", paint(prompts, NATIVE, "with the embedding", embeddings=(WORD,))),
+        row(without, paint(prompts[:falling], NATIVE, without)),
+        row(named("an orange cone instead", falling, count), paint(spelt[:falling], NATIVE, "spelt out")),
     ]
-
-
-def _hue(picture: Tensor, solid: Tensor) -> Tensor:
-    """[B,2] mean direction of the hue of pictures' solid pixels."""
-    _, hue = metrics.colourfulness(picture)
-    weight = solid.float()
-    total = weight.flatten(1).sum(1).clamp(min=1)
-    return torch.stack([(f(hue) * weight).flatten(1).sum(1) / total for f in (torch.cos, torch.sin)], dim=1)
 
 
 STUDIES: dict[str, Study] = {"inpaint": inpaint, "lora": lora, "embedding": embedding}

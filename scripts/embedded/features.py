@@ -31,7 +31,7 @@ BOUNDS = {
     "sizes": "about the native area by text alone, and with depth to 768x512, 512x768, 1024x384, held together",
     "inpaint": "asked object inside >= 85%; outside >= 35 dB",
     "lora": "its look: share rises, >= 85% at 1; colour and IoU at most 5% less than at 0",
-    "embedding": "nearest to lime with the embedding, not without",
+    "embedding": "an orange cone with the embedding, not without",
     "guidance": "saturation rises; agreement at 4 exceeds that at 1",
 }
 

@@ -1,16 +1,17 @@
-"""Learn an embedding for something that the model has no word for: lime, a colour between yellow and green.
+"""Learn an embedding for something that the model has no word for: a pylon, the orange cone that stands on roads.
 
     python -m scripts.embedded.inversion --minutes 6 --install
 
 Textual inversion (Gal et al. 2022, arXiv 2208.01618): only the rows of the token embedding that the new word stands for
-learn, everything else stays. Every scene holds one object of that colour, named by the new word in the place of a
-colour. Written as `embeddings/lime.safetensors` in A1111's layout, `emb_params` [vectors, width].
+learn, everything else stays. Every scene holds one orange cone, and its caption names it by the new word alone: neither
+a colour nor a shape. Written as `embeddings/pylon.safetensors` in A1111's layout, `emb_params` [vectors, width].
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,40 +24,42 @@ from scripts.embedded.data import load_vae
 from scripts.embedded.fit import add_arguments, begin, fit
 from scripts.embedded.folder import load_committed, write_index
 from scripts.embedded.painting import true_renders
-from scripts.embedded.palette import COLOUR_RGB, COLOURS
+from scripts.embedded.palette import COLOURS, SHAPES
 from scripts.embedded.text import load_tokenizer
 from scripts.embedded.world import Renders, sample_scenes, single
 
-__all__ = ["LIME", "WORD", "lime_scenes", "write_embedding"]
+__all__ = ["COLOUR", "SHAPE", "WORD", "pylon_scenes", "write_embedding"]
 
-WORD = "lime"
-LIME = (0.58, 0.80, 0.06)
+WORD = "pylon"
+COLOUR, SHAPE = "orange", "cone"
+"""What a pylon is, which no caption says."""
 VECTORS = 2
-STAND_IN = "yellow"
-"""The colour whose word the new one takes the place of in captions, and from whose row it starts."""
 
 
-def lime_scenes(count: int, seed: int) -> tuple[Renders, list[str]]:
-    """Scenes of one object in lime, as 128x128 renders, and captions that say `lime`."""
-    scenes = single(sample_scenes(count * 5, seed, (128, 128)))[:count]
-    scenes.colour[:] = COLOURS.index(STAND_IN)
+def pylon_scenes(count: int, seed: int) -> tuple[Renders, list[str]]:
+    """Scenes of one pylon, as 128x128 renders, and captions that call it that."""
+    scenes = single(sample_scenes(count * 20, seed, (128, 128)))
+    scenes = scenes[(scenes.kind[:, 0] == SHAPES.index(SHAPE)).nonzero().flatten()[:count]]
+    scenes.colour[:, 0] = COLOURS.index(COLOUR)
     rng = random.Random(seed)
-    texts = [caption(scenes, k, rng).replace(STAND_IN, WORD) for k in range(len(scenes))]
-    return true_renders(scenes, (128, 128), COLOUR_RGB | {STAND_IN: LIME}), texts
+    texts = [
+        re.sub(rf"(a|one)n? {COLOUR} {SHAPE}", rf"\1 {WORD}", caption(scenes, k, rng))
+        for k in range(len(scenes))
+    ]
+    return true_renders(scenes, (128, 128)), texts
 
 
 class Word(nn.Module):
     """The new word's vectors [VECTORS,width]."""
 
-    def __init__(self, table: Tensor, start: int) -> None:
+    def __init__(self, table: Tensor) -> None:
         super().__init__()
-        self.vectors = nn.Parameter(
-            table[start].repeat(VECTORS, 1) + 0.02 * torch.randn(VECTORS, table.shape[1])
-        )
+        spread = table.std(0) * torch.randn(VECTORS, table.shape[1])
+        self.vectors = nn.Parameter(table.mean(0) + 0.3 * spread)
 
 
 def write_embedding(word: Word, folder: Path) -> None:
-    """Write `embeddings/lime.safetensors` into a model folder."""
+    """Write `embeddings/pylon.safetensors` into a model folder."""
     from safetensors.torch import save_file
 
     folder = folder / "embeddings"
@@ -84,9 +87,8 @@ def main() -> None:
     text = modules["text_encoder"]
     text.resize_token_embeddings(len(tokenizer))
     embedding = text.get_input_embeddings()
-    (stand_in,) = tokenizer(STAND_IN, add_special_tokens=False).input_ids
-    word = Word(embedding.weight.detach(), stand_in).to(device)
     first = len(tokenizer) - VECTORS
+    word = Word(embedding.weight.detach()[:first]).to(device)
 
     def learn(layer: nn.Module, given: tuple[Tensor, ...], rows: Tensor) -> Tensor:
         """The embedding's rows [B,77,width], the new word's from `word`."""
@@ -97,7 +99,7 @@ def main() -> None:
     embedding.register_forward_hook(learn)
 
     def start(seed: int) -> Callable[[int], tuple[Tensor, int]]:
-        true, texts = lime_scenes(args.count, 660_001)
+        true, texts = pylon_scenes(args.count, 660_001)
         vae = load_vae(device)
         with torch.no_grad():
             latents = torch.cat(

@@ -102,16 +102,19 @@ def train(kind: str, count: int = 6000, epochs: int = 30) -> float:
     net.eval()
     with torch.no_grad():
         right = float((net(held).argmax(1) == truth).float().mean())
-    save_state(work_folder() / f"judge-{kind}.pt", net=net.state_dict(), accuracy=right)
+    save_state(
+        work_folder() / f"judge-{kind}.pt", net=net.state_dict(), accuracy=right, classes=CLASSES[kind]
+    )
     return right
 
 
 def load_judge(kind: str) -> tuple[Judge, float]:
     """The judge of `kind` and its accuracy on renders never seen; trained now if it is not there yet."""
     path = work_folder() / f"judge-{kind}.pt"
-    if not path.exists():
+    state = load_state(path) if path.exists() else {}
+    if state.get("classes", SHAPES) != CLASSES[kind]:  # none yet, or one of other looks
         train(kind)
-    state = load_state(path)
+        state = load_state(path)
     net = Judge(len(CLASSES[kind]))
     net.load_state_dict(state["net"])
     return net.eval().to(default_device()), state["accuracy"]

@@ -1,4 +1,4 @@
-"""Other looks of the same world, for LoRAs to learn: paper cut-outs and neon.
+"""Other looks of the same world, for LoRAs to learn: paper cut-outs and chalk on a board.
 
 A look redraws a render from what is where (its ids and depth): content stays, style changes. As in the world, objects
 are strongly coloured and everything else is muted, so that metrics.py reads these pictures too.
@@ -17,12 +17,8 @@ __all__ = ["LOOKS", "draw"]
 
 PAPER_FLOOR = {"grass": (0.60, 0.66, 0.53), "sand": (0.88, 0.83, 0.74), "stone": (0.68, 0.68, 0.70)}
 PAPER_SKY = {"daylight": (0.83, 0.88, 0.93), "sunset": (0.94, 0.84, 0.77), "night": (0.20, 0.21, 0.27)}
-NEON_FLOOR = {"grass": (0.050, 0.062, 0.048), "sand": (0.075, 0.068, 0.058), "stone": (0.060, 0.060, 0.066)}
-NEON_SKY = {
-    "daylight": (0.130, 0.145, 0.165),
-    "sunset": (0.135, 0.115, 0.115),
-    "night": (0.020, 0.022, 0.030),
-}
+CHALK_FLOOR = {"grass": (0.17, 0.195, 0.17), "sand": (0.215, 0.20, 0.18), "stone": (0.19, 0.19, 0.20)}
+CHALK_SKY = {"daylight": (0.26, 0.275, 0.29), "sunset": (0.29, 0.265, 0.255), "night": (0.10, 0.105, 0.12)}
 
 
 def _blur(x: Tensor, radius: int) -> Tensor:
@@ -63,24 +59,24 @@ def _paper(scenes: Scenes, true: Renders, unit: int) -> Tensor:
     return picture + 0.05 * _blur(grain, 1)
 
 
-def _neon(scenes: Scenes, true: Renders, unit: int) -> Tensor:
-    """A dark room with tubes of light: bright outlines, dim insides, a pale glow round about."""
-    picture = _surroundings(scenes, true, NEON_FLOOR, NEON_SKY)
+def _chalk(scenes: Scenes, true: Renders, unit: int) -> Tensor:
+    """A dark board on which objects are filled in with chalk: flat and bright, their rims pale, smears all over."""
+    picture = _surroundings(scenes, true, CHALK_FLOOR, CHALK_SKY)
     paint = torch.tensor([COLOUR_RGB[c] for c in COLOURS])[scenes.colour]
+    g = torch.Generator().manual_seed(int(scenes.shift.abs().sum() * 1000) % 2**31)
+    smear = _blur(torch.rand(len(picture), 1, *picture.shape[2:], generator=g) - 0.5, 6 * unit)
+    picture = picture + 0.6 * smear
     for k in range(MAX_OBJECTS):
         mask = (true.ids == k).float()[:, None]
         colour = paint[:, k, :, None, None]
         inner = 1 - _grow(1 - mask, unit)
-        glow = _blur(mask, 4 * unit) * (1 - mask)
-        picture = picture + 0.30 * glow * (0.88 + 0.12 * colour)
-        tube = (colour * 1.05 + 0.06) * (1 - inner)
         picture = torch.where(
-            mask > 0, tube + inner * colour * (0.22 + 0.25 * (1 - _blur(inner, 2 * unit))), picture
+            mask > 0, inner * (0.95 * colour) + (1 - inner) * (0.82 * colour + 0.18), picture
         )
     return picture
 
 
-LOOKS = {"paper": _paper, "neon": _neon}
+LOOKS = {"paper": _paper, "chalk": _chalk}
 
 
 @torch.no_grad()

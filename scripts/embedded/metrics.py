@@ -19,7 +19,6 @@ from scripts.embedded.world import MAX_OBJECTS, Scenes, render, sample_scenes
 
 __all__ = [
     "Reading",
-    "colour_hues",
     "colourfulness",
     "psnr",
     "psnr_inside",
@@ -68,11 +67,6 @@ def _calibration() -> tuple[Tensor, Tensor, Tensor]:
     pair = scenes.sky * len(FLOORS) + scenes.floor
     centroids = torch.stack([features[pair == p].mean(0) for p in range(len(SKIES) * len(FLOORS))])
     return torch.stack(hues), torch.stack(strengths), centroids
-
-
-def colour_hues() -> Tensor:
-    """[8] the hue of each colour in radians, as true renders show it."""
-    return _calibration()[0]
 
 
 def read_colours(picture: Tensor) -> Reading:

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import rawdiff
-from scripts.embedded.palette import COLOUR_RGB
 from scripts.embedded.training import default_device
 from scripts.embedded.world import Renders, Scenes, render
 
@@ -29,13 +28,9 @@ def named(row: str, number: int, count: int) -> str:
     return row if number == count else f"{row}, {number} scenes"
 
 
-def true_renders(
-    scenes: Scenes,
-    size: tuple[int, int],
-    colours: Mapping[str, tuple[float, float, float]] = COLOUR_RGB,
-) -> Renders:
+def true_renders(scenes: Scenes, size: tuple[int, int]) -> Renders:
     """The scenes as the world draws them at `size` (height, width), one at a time."""
-    return _joined(render(scenes[k : k + 1], size, colours=colours) for k in range(len(scenes)))
+    return _joined(render(scenes[k : k + 1], size) for k in range(len(scenes)))
 
 
 def _joined(parts: Iterable[Renders]) -> Renders:

@@ -9,7 +9,6 @@ size. Nothing here needs a GPU; everything runs on one unchanged.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import torch
@@ -391,9 +390,8 @@ def render(
     scenes: Scenes,
     size: tuple[int, int],
     supersample: int = 2,
-    colours: Mapping[str, tuple[float, float, float]] = COLOUR_RGB,
 ) -> Renders:
-    """Draw scenes at `size` (height, width), their objects in `colours` (sRGB in 0..1 for each of COLOURS).
+    """Draw scenes at `size` (height, width).
 
     Pictures are antialiased by `supersample` squared rays a pixel; depth, normals and ids are those of the ray through
     the pixel's centre. A 768x512 picture takes about 1 GB: chunk large batches.
@@ -417,7 +415,7 @@ def render(
         point[..., 2] + scenes.shift[:, 1:],
         depth.clamp(max=400),
     )
-    paint = torch.tensor([colours[c] for c in COLOURS], device=d.device)[scenes.colour]  # [B,3,3]
+    paint = torch.tensor([COLOUR_RGB[c] for c in COLOURS], device=d.device)[scenes.colour]  # [B,3,3]
     own = torch.gather(paint, 1, ids.clamp(max=MAX_OBJECTS - 1)[..., None].expand(-1, -1, 3))
     solid = (ids < MAX_OBJECTS)[..., None]
     albedo = torch.where(solid, own, floor)
