@@ -42,11 +42,6 @@ class Beginning:
     tiled: bool = False
     """Whether the picture was encoded in tiles, which is approximate."""
 
-    @property
-    def is_blended_by_choice(self) -> bool:
-        """Whether what stays is put back though the UNet is for inpainting."""
-        return self.blend is not None and self.inpaint is not None
-
 
 def part_way(sampler: Sampler, strength: float) -> Sampler:
     """The last `strength` (0 to 1) of a sampler's steps, rounded down as diffusers does; raises UsageError for none."""
@@ -88,15 +83,14 @@ def begin_from(
     dtype: torch.dtype,
     runner: Runner,
     say: Say,
-    blend: bool | None = None,
+    extra: bool = False,
     probe: ProbeLike = NO_PROBE,
 ) -> Beginning:
     """Begin from a picture, `plan` being what its strength left; `channels` are those that the UNet takes.
 
-    With a mask and a strength of 1 the run begins from noise alone. `dtype` is the state's. With `blend` an inpainting
-    UNet too has what stays put back after each step. Raises UsageError, NonFiniteError, ResourceError.
+    With a mask and a strength of 1 the run begins from noise alone. `dtype` is the state's. With `extra` an inpainting
+    UNet too has what stays put back after each step. Raises NonFiniteError, ResourceError.
     """
-    is_blended = is_extra(blend, channels)
     hole, draws = image.hole, 0
     inpainting, from_noise = channels == INPAINT_CHANNELS, hole is not None and strength == 1.0
     latents: Tensor | None = None
@@ -116,14 +110,16 @@ def begin_from(
     if not inpainting:
         assert latents is not None
         # The third draw is for an inpainting UNet, and made for every other.
-        needed = Blend(latents.to(dtype), first.to(dtype), small)
-        return Beginning(replace(state, draws=draws + 1), blend=needed, tiled=tiled)
+        blend = Blend(latents.to(dtype), first.to(dtype), small)
+        return Beginning(replace(state, draws=draws + 1), blend=blend, tiled=tiled)
     posterior = encode(vae, image.normalised * (hole < 0.5), runner=runner, say=say, probe=probe)
     kept = posterior.sample(noise.draw(draws)).float()
     seen = torch.cat([small.expand(len(kept), -1, -1, -1), kept], dim=1)
-    tiled = tiled or posterior.tiled
-    if is_blended and latents is None:  # no draw for it, so that a seed means the same noise without
+    begun = Beginning(replace(state, draws=draws + 1), inpaint=seen, tiled=tiled or posterior.tiled)
+    if not extra:
+        return begun
+    if latents is None:  # no draw for it, so that a seed means the same noise without
         whole = encode(vae, image.normalised, runner=runner, say=say, probe=probe)
-        latents, tiled = whole.mean.expand(len(kept), -1, -1, -1), tiled or whole.tiled
-    extra = Blend(latents.to(dtype), first.to(dtype), small) if is_blended and latents is not None else None
-    return Beginning(replace(state, draws=draws + 1), inpaint=seen, blend=extra, tiled=tiled)
+        latents, tiled = whole.mean.expand(len(kept), -1, -1, -1), whole.tiled
+    blend = Blend(latents.to(dtype), first.to(dtype), small)
+    return replace(begun, blend=blend, tiled=begun.tiled or tiled)

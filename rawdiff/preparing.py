@@ -135,8 +135,7 @@ def prepare(
     distinct = count_prompts(prompt, count)
     strength, masked = check_strength(image, mask, strength, paste, blend, latents), mask is not None
     channels = self.channels(masked=masked)
-    if masked:
-        is_extra(blend, channels)
+    extra = masked and is_extra(blend, channels)
     prompts = spread_prompts("prompt", prompt, distinct, count)
     negatives = spread_prompts("negative prompt", negative, distinct, count)
     syntax = check_syntax(syntax)
@@ -209,7 +208,7 @@ def prepare(
     dtype = torch.promote_types(self.dtype, torch.float32)
     if init is not None:
         way: dict[str, Any] = {"strength": strength, "dtype": dtype, "runner": self.runner, **told}
-        begun = begin_from(init, plan, noise, self.vae, channels=channels, blend=blend, **way)
+        begun = begin_from(init, plan, noise, self.vae, channels=channels, extra=extra, **way)
     else:
         first = noise.draw(0) if latents is None else given_latents(latents, noise)
         begun = Beginning(start(plan, first.to(dtype), draws=int(latents is None)))
@@ -234,7 +233,7 @@ def prepare(
         sampler=spec,
         controls=[c.describe(h, self.net_hashes(c), **fitting) for c, h in zip(wanted, hints, strict=True)],
         latents=None if latents is None else sha256(first.cpu().numpy().tobytes()).hexdigest(),
-        image=None if init is None else init.describe(strength, paste, begun.is_blended_by_choice),
+        image=None if init is None else init.describe(strength, paste, extra),
         loras=[one.describe() for one in added],
         embeddings=[one.describe() for one in words],
         syntax=syntax,

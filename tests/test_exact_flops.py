@@ -9,8 +9,16 @@ import torch
 
 from rawdiff.predict import Exact
 from scripts.speed.compare import pairs
-from scripts.speed.flops import RUNS, diffusers_flops, networks, our_flops, plan_of
-from scripts.speed.launches import diffusers_step, operations, our_steps
+from scripts.speed.flops import (
+    RUNS,
+    diffusers_flops,
+    diffusers_step,
+    networks,
+    our_flops,
+    our_steps,
+    plan_of,
+)
+from scripts.speed.launches import operations
 
 SIZE = (512, 512)
 

@@ -103,7 +103,7 @@ class Planner:
         strength = check_strength(request.image, request.mask, request.strength, request.paste, request.blend)
         masked = request.mask is not None
         unet = unet_config(self.source, self.defaults, masked=masked)
-        blended = masked and is_extra(request.blend, unet.get("in_channels", 4))
+        extra = masked and is_extra(request.blend, unet.get("in_channels", 4))
         end = 1.0 if request.guidance_end is None else float(request.guidance_end)
         check_guidance_end(end, distilled=is_told(unet))
         count = 1 if request.count is None else request.count
@@ -173,7 +173,7 @@ class Planner:
             guidance=[guidance],
             sampler=spec,
             controls=[c.describe(h, d, **fitting) for c, h, d in zip(controls, hints, own, strict=True)],
-            image=None if init is None else init.describe(strength, request.paste, blended),
+            image=None if init is None else init.describe(strength, request.paste, extra),
             loras=[one.describe() for one in loras],
             embeddings=[one.describe() for one in embeddings],
             **options,

@@ -28,10 +28,8 @@ SUGAR = ("depth", "normal", "canny")
 """Kinds of control with an option of their own."""
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|nan|[+-]?inf"
 _SUFFIX = re.compile(rf"(?P<path>.+)@(?P<weight>{_NUMBER})(?:,(?P<start>{_NUMBER})-(?P<end>{_NUMBER}))?")
-_SIZE_ID = re.compile(
-    r"(?P<of>(negative-)?)((?P<name>crop)=(?P<left>\d{1,6}),(?P<top>\d{1,6})"
-    r"|(?P<sized>original|target)=(?P<width>[1-9]\d{0,5})x(?P<height>[1-9]\d{0,5}))"
-)
+_SIZE = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})")
+_SIZE_IDS = {"original": _SIZE, "crop": re.compile(r"(\d{1,6}),(\d{1,6})"), "target": _SIZE}
 _SCALED = re.compile(rf"(?P<path>.+)@(?P<scale>{_NUMBER})")
 
 
@@ -140,15 +138,15 @@ def parse_size_ids(text: str) -> Any:
     """`"original=2048x1024 crop=LEFT,TOP negative-original=512x512"` as SizeIds; none: the size; raises UsageError."""
     said: dict[str, dict[str, Any]] = {"": {}, "negative-": {}}
     for word in [] if text.strip() == "none" else text.split() or [text]:
-        match = _SIZE_ID.fullmatch(word)
-        name = None if match is None else match["name"] or match["sized"]
-        if match is None or name is None or name in said[match["of"]]:
+        of = "negative-" if word.startswith("negative-") else ""
+        name, _, value = word.removeprefix(of).partition("=")
+        match = _SIZE_IDS[name].fullmatch(value) if name in _SIZE_IDS.keys() - said[of].keys() else None
+        if match is None:
             raise UsageError(
                 f"size ids {word[:60]!r}: expected original=WIDTHxHEIGHT, target=WIDTHxHEIGHT and crop=LEFT,TOP once "
                 "each, with negative- before it for what guidance leads away from, or none"
             )
-        x, y = (match["left"], match["top"]) if match["width"] is None else (match["width"], match["height"])
-        said[match["of"]][name] = (int(y), int(x))
+        said[of][name] = (int(match[2]), int(match[1]))
     from rawdiff.conditions import SizeIds  # and torch with it
 
     own = SizeIds(**said[""])

@@ -115,11 +115,7 @@ _IMAGE: dict[str, Test] = {
 }
 
 
-def _image(value: Any) -> bool:
-    """With `blend` only where there is a mask, and it is true."""
-    if isinstance(value, dict) and value.get("blend") is True and value.get("mask") is not None:
-        value = {key: inner for key, inner in value.items() if key != "blend"}
-    return _object(**_IMAGE)(value)
+_BLENDED: dict[str, Test] = {**_IMAGE, "mask": _digest, "blend": lambda value: value is True}
 
 
 PICTURE: dict[str, Test] = {
@@ -142,7 +138,7 @@ PICTURE_EXTRAS: dict[str, Test] = {
     "prompt_2": lambda value: _text(value) and value != "",
     "negative_2": lambda value: _text(value) and value != "",
     "guidance_end": lambda value: _number(value) and 0.0 <= value < 1.0,
-    "image": _image,
+    "image": lambda value: _object(**_IMAGE)(value) or _object(**_BLENDED)(value),
     "loras": _some(_mapping),
     "embeddings": _some(_mapping),
     "syntax": lambda value: value in SYNTAXES and value != PLAIN,

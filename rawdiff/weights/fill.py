@@ -1,8 +1,8 @@
 """An empty module filled from files, strictly: every tensor accounted for, or an error with file and key.
 
 Names, shapes and dtypes are compared first, from headers alone, so that a wrong file costs no reading. Then
-each tensor is read, checked for NaN and Inf, moved to device and dtype and assigned, one at a time (on a CPU as many
-as it has threads): the peak is the network plus one tensor, or a block of each where the dtype changes on a CPU.
+each tensor is read, checked for NaN and Inf, moved to device and dtype and assigned, one at a time, on a CPU by each
+of torch's threads: the peak is the network plus one tensor for each, or a block of one where its dtype changes there.
 """
 
 from __future__ import annotations
