@@ -18,7 +18,7 @@ class Planned(NamedTuple):
     """A network that is not loaded: its config alone is read."""
 
     source: Any
-    """What `weights.open_source` opens."""
+    """What `weights.open_source` opens; of a UNet it is open already."""
     part: str
     offline: bool = False
 

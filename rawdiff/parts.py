@@ -252,7 +252,7 @@ class Parts:
         Copies of weights count too (`more_bytes`). Raises WeightsError for a LoRA that does not fit.
         """
         options: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "low": self.runner.frugal}
-        used = {(control.kind, str(control.net)): control for control in controls}
+        used = {id(c.net) if c.is_module else _key(c.kind, c.net): c for c in controls}
         nets = [self.known_net(control.kind, control.net) for control in used.values()]
         options["beside"] = self.more_bytes(masked=masked, added=added, nets=nets)
         options["made_with"] = self.runner.made_with

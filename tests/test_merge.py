@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import weakref
 from pathlib import Path
 from typing import Any
@@ -163,10 +164,13 @@ def test_memory_holds_the_sum_and_one_more(
     """
     alive: list[Any] = []
     most = 0
+    met, together = threading.local(), threading.Barrier(threads)
     read = tensorfile.SafetensorsFile.read
 
     def watched(self: Any, name: str, rows: Any = None) -> Tensor:
         nonlocal most
+        if not hasattr(met, "others"):  # a thread's first: all of them are at work, or this breaks
+            met.others = together.wait(timeout=20)
         found = read(self, name, rows)
         most = max(most, 1 + sum(one() is not None for one in alive))
         alive.append(weakref.ref(found))

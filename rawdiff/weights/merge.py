@@ -134,10 +134,10 @@ class Summed:
 
     def dtypes(self) -> Mapping[str, str]:
         """Dtype of each sum."""
-        held = {file: file.dtypes() for file in {file for file, _ in self._first.values()}}
+        first, _ = self._terms[0]  # of those that are summed, which decides
+        held = {file: file.dtypes() for file in {file for file, _ in first.values()}}
         return {
-            target: "F64" if held[file][name] == "F64" else "F32"
-            for target, (file, name) in self._first.items()
+            target: "F64" if held[file][name] == "F64" else "F32" for target, (file, name) in first.items()
         }
 
     def key(self, name: str) -> str:
