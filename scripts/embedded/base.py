@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -50,6 +50,7 @@ UNET = {
 }
 CONDITIONING = (8, 16, 32, 64)
 OFFSET = 0.4  # noise with a mean of its own, so that whether it is night is read from the words and not off the noise
+REGIONAL = 0.2  # so each region of the native size in a larger picture: objects had colours read off the noise there
 EARLY = 0.4  # the share of timesteps from the noisiest tenth, where the words decide the whole
 HINTED = 0.65  # the share of pictures whose depth map is shown, once the ControlNet learns
 INSIDE = 2.0  # how much more an error inside an object counts, where the map says which latents those are
@@ -130,6 +131,22 @@ def build() -> dict[str, nn.Module]:
     return {"text_encoder": build_text_encoder(load_tokenizer()), "unet": unet, "controlnet_depth": net}
 
 
+def noise_like(x: Tensor) -> Tensor:
+    """Noise for latents [B,4,h,w]: white, and with a mean of its own, as a whole and in each region of 16x16.
+
+    At the noisiest step a latent's signal is a fifteenth of its noise, yet over an object of a thousand latents the
+    white noise averages out: what is drawn from pure noise then has the colours that chance gave its regions.
+    """
+    count, channels, height, width = x.shape
+    eps = torch.randn_like(x) + OFFSET * torch.randn(count, channels, 1, 1, device=x.device)
+    native = UNET["sample_size"]
+    if max(height, width) > native:
+        cells = (-(-height // native) + 1, -(-width // native) + 1)
+        coarse = torch.randn(count, channels, *cells, device=x.device)
+        eps += REGIONAL * F.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=True)
+    return eps
+
+
 class Objective:
     """The loss of one batch: the error of v at random timesteps (Salimans and Ho 2022, arXiv 2202.00512).
 
@@ -141,38 +158,48 @@ class Objective:
         self,
         modules: dict[str, nn.Module],
         device: torch.device,
-        kind: str = "depth",
         early: float = EARLY,
         inside: float = INSIDE,
     ) -> None:
-        self.modules, self.device, self.net, self.early = modules, device, f"controlnet_{kind}", early
-        self.inside = inside
+        self.modules, self.device, self.early, self.inside = modules, device, early, inside
         betas = torch.linspace(SCHEDULE["beta_start"] ** 0.5, SCHEDULE["beta_end"] ** 0.5, 1000) ** 2
         self.alpha_bar = (1 - betas).cumprod(0).to(device)
 
     def __call__(
-        self, x0: Tensor, tokens: Tensor, hint: Tensor | None, inside: Tensor, given: Tensor | None = None
+        self,
+        x0: Tensor,
+        tokens: Tensor,
+        hints: Mapping[str, Tensor] | None,
+        inside: Tensor,
+        given: Tensor | None = None,
     ) -> Tensor:
-        """`hint` [S,3,8h,8w] is shown to the first S pictures; `inside` [B,1,h,w] is the share of each latent that is
-        an object's. `given` [B,5,h,w] are an inpainting UNet's further channels; `inside` is then its mask."""
+        """`hints`, each [S,3,8h,8w], are shown to the first S pictures, several at equal shares of one; `inside`
+        [B,1,h,w] is the share of each latent that is an object's. `given` [B,5,h,w] are an inpainting UNet's further
+        channels; `inside` is then its mask."""
         count = len(x0)
         t = torch.randint(1000, (count,), device=self.device)
         early = torch.rand(count, device=self.device) < self.early
         t = torch.where(early, 900 + t // 10, t)
-        eps = torch.randn_like(x0) + OFFSET * torch.randn(count, 4, 1, 1, device=self.device)
+        eps = noise_like(x0)
         a = self.alpha_bar[t].view(-1, 1, 1, 1)
         x = a.sqrt() * x0 + (1 - a).sqrt() * eps
         context = self.modules["text_encoder"](tokens).last_hidden_state
         residuals: dict[str, object] = {}
         known = t < FOUND
-        if hint is not None:
-            shown = len(hint)
+        if hints:
+            shown = len(next(iter(hints.values())))
             known[:shown] = True
-            down, mid = self.modules[self.net](x[:shown], t[:shown], context[:shown], hint, return_dict=False)
+            each = [
+                self.modules[f"controlnet_{kind}"](
+                    x[:shown], t[:shown], context[:shown], hint, 1 / len(hints), return_dict=False
+                )
+                for kind, hint in hints.items()
+            ]
             rest = (0, 0, 0, 0, 0, 0, 0, count - shown)
+            downs = zip(*(down for down, _ in each), strict=True)
             residuals = {
-                "down_block_additional_residuals": [F.pad(r, rest) for r in down],
-                "mid_block_additional_residual": F.pad(mid, rest),
+                "down_block_additional_residuals": [F.pad(sum(together), rest) for together in downs],
+                "mid_block_additional_residual": F.pad(sum(mid for _, mid in each), rest),
             }
         if given is not None:
             x = torch.cat([x, given], dim=1)
@@ -229,9 +256,10 @@ def main() -> None:
         )
 
         def step(index: int) -> tuple[Tensor, int]:
-            x0, tokens, hint, inside = batches.draw()
+            x0, tokens, hints, inside = batches.draw()
             shown = int(args.hinted * len(x0) + random.Random(index).random()) if mixed else 0
-            loss = objective(x0, tokens, hint[:shown] if shown else None, inside)
+            some = {kind: hint[:shown] for kind, hint in hints.items()} if shown else None
+            loss = objective(x0, tokens, some, inside)
             if questions is None or asking is None:
                 return loss, len(x0)
             asked, true = asking.draw(ASKED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +28,7 @@ class Bank:
     """A bank of pictures as the networks see it."""
 
     latents: Tensor  # [N,2,4,h,w] fp16, scaled; the second is the mirrored picture's
-    hint: Tensor  # [N,1 or 3,H,W] fp16 in 0..1, or uint8
+    hints: dict[str, Tensor]  # by kind, [N,1 or 3,H,W] fp16 in 0..1, or uint8
     inside: Tensor  # [N,1,h,w] fp16, the share of each latent that is an object's
     scenes: Scenes
     mirrored: Scenes
@@ -44,8 +45,8 @@ def mirror(scenes: Scenes) -> Scenes:
 
 
 @torch.no_grad()
-def encoded(name: str, vae: nn.Module, device: torch.device, kind: str = "depth") -> Bank:
-    """A bank with its latents, encoded once and kept beside it, and hints of `kind`."""
+def encoded(name: str, vae: nn.Module, device: torch.device, kinds: Sequence[str] = ("depth",)) -> Bank:
+    """A bank with its latents, encoded once and kept beside it, and hints of these kinds."""
     bank = load_bank(name)
     kept = work_folder() / f"{name}.latents.pt"
     parts = (vae.encoder, vae.quant_conv)  # a new encoder makes new latents
@@ -70,7 +71,8 @@ def encoded(name: str, vae: nn.Module, device: torch.device, kind: str = "depth"
         save_state(kept, **state)
     scenes = bank["scenes"]
     inside = F.avg_pool2d((bank["ids"] < MAX_OBJECTS).float()[:, None], 8).half()
-    return Bank(state["latents"], _hints(name, bank, kind), inside, scenes, mirror(scenes))
+    hints = {kind: _hints(name, bank, kind) for kind in kinds}
+    return Bank(state["latents"], hints, inside, scenes, mirror(scenes))
 
 
 def _hints(name: str, bank: dict, kind: str) -> Tensor:
@@ -111,10 +113,9 @@ class Batches:
         device: torch.device,
         seed: int,
         rank: int = 0,
-        kind: str = "depth",
+        kinds: Sequence[str] = ("depth",),
     ) -> None:
-        self.kind = kind
-        self.banks = [encoded(name, vae, device, kind) for name, _, _ in plan]
+        self.banks = [encoded(name, vae, device, kinds) for name, _, _ in plan]
         self.shares = torch.tensor([share for _, share, _ in plan])
         self.sizes = [batch for _, _, batch in plan]
         self.tokenizer, self.device = tokenizer, device
@@ -122,21 +123,17 @@ class Batches:
         self.g = torch.Generator().manual_seed(seed * 64 + rank)
         self.rng = random.Random(seed * 64 + rank)
 
-    def draw(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """x0 [B,4,h,w], token ids [B,77], hints [B,3,8h,8w] in 0..1, the objects' share of latents [B,1,h,w]."""
+    def draw(self) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor]:
+        """x0 [B,4,h,w], token ids [B,77], hints by kind [B,3,8h,8w] in 0..1, objects' share of latents [B,1,h,w]."""
         which = int(torch.multinomial(self.shares, 1, generator=self.choice))
         bank, count = self.banks[which], self.sizes[which]
         rows = torch.randint(len(bank.latents), (count,), generator=self.g)
         turned = torch.randint(2, (count,), generator=self.g)
         x0 = bank.latents[rows, turned].float()
-        hint, inside = bank.hint[rows].float(), bank.inside[rows].float()
-        if bank.hint.dtype == torch.uint8:
-            hint = hint / 255
-        seen = hint.flip(-1)
-        if self.kind == "normal":  # a mirror turns left and right, and so red
-            seen[:, 0] = 1 - seen[:, 0]
+        inside = bank.inside[rows].float()
         other = turned.view(-1, 1, 1, 1) == 1
-        hint, inside = torch.where(other, seen, hint), torch.where(other, inside.flip(-1), inside)
+        inside = torch.where(other, inside.flip(-1), inside)
+        hints = {kind: _shown(kind, held[rows], other).to(self.device) for kind, held in bank.hints.items()}
         texts = [
             ""
             if self.rng.random() < EMPTY
@@ -146,5 +143,13 @@ class Batches:
         tokens = self.tokenizer(
             texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
         ).input_ids
-        hint = hint.expand(-1, 3, -1, -1)
-        return tuple(held.to(self.device) for held in (x0, tokens, hint, inside))
+        return x0.to(self.device), tokens.to(self.device), hints, inside.to(self.device)
+
+
+def _shown(kind: str, held: Tensor, mirrored: Tensor) -> Tensor:
+    """Hints [B,1 or 3,H,W] of a bank as a ControlNet takes them, [B,3,H,W] in 0..1, mirrored where asked [B,1,1,1]."""
+    hint = held.float() / 255 if held.dtype == torch.uint8 else held.float()
+    seen = hint.flip(-1)
+    if kind == "normal":  # a mirror turns left and right, and so red
+        seen[:, 0] = 1 - seen[:, 0]
+    return torch.where(mirrored, seen, hint).expand(-1, 3, -1, -1)

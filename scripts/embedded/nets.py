@@ -1,9 +1,12 @@
-"""Train a ControlNet of another kind beside the finished UNet: normal or canny.
+"""Train ControlNets of other kinds beside the finished UNet: normal and canny, to be used alone and together.
 
-    python -m scripts.embedded.nets normal --minutes 20 --install
+    python -m scripts.embedded.nets normal canny --minutes 30 --install
 
-It begins as the depth ControlNet, which already knows how to steer this UNet; UNet and text encoder stay as they are.
-Hints are made as users make them: by `rawdiff.images`, the normal map from depth, the edges from the picture.
+They begin as the depth ControlNet, which already knows how to steer this UNet; UNet, text encoder and the depth
+ControlNet itself stay as they are. Half of the steps show one kind alone, in turn, the other half all of them with
+depth's at equal shares of one, as whoever combines nets does: nets that learn each by itself agree less on an outline
+than one of them sees it. Hints are made as users make them: by `rawdiff.images`, the normal map from depth, the edges
+from the picture.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from scripts.embedded.base import MIXED, Objective, build
+from scripts.embedded.base import INSIDE, MIXED, Objective, build, new_net
 from scripts.embedded.data import HINTS, Batches, load_vae
 from scripts.embedded.fit import add_arguments, begin, fit
 from scripts.embedded.folder import load_committed
@@ -25,33 +28,40 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("kind", choices=[kind for kind in HINTS if kind != "depth"])
-    add_arguments(parser, minutes=20, rate=1e-3)
+    parser.add_argument("kinds", nargs="+", choices=[kind for kind in HINTS if kind != "depth"])
+    parser.add_argument("--inside", type=float, default=INSIDE, help="how much more errors in objects count")
+    add_arguments(parser, minutes=30, rate=1e-3)
     args = parser.parse_args()
     team, device = begin(args)
     modules = build()
     load_committed(modules)
-    net = modules.pop("controlnet_depth")
-    name = f"controlnet_{args.kind}"
-    if args.resume and (ASSETS / name).is_dir():
-        modules[name] = net
-        load_committed({name: net})
     for module in modules.values():
         module.eval().requires_grad_(False)
-    modules[name] = net.train().requires_grad_(True)
-    live = {part: module.to(device) for part, module in modules.items()}
+    learning = {}
+    for kind in args.kinds:
+        name = f"controlnet_{kind}"
+        learning[name] = new_net(modules["unet"])
+        learning[name].load_state_dict(modules["controlnet_depth"].state_dict())
+        if args.resume and (ASSETS / name).is_dir():
+            load_committed({name: learning[name]})
+        learning[name].train()
+    live = {part: module.to(device) for part, module in (modules | learning).items()}
+    shown = [[kind] for kind in args.kinds] + [["depth", *args.kinds]] * len(args.kinds)
 
     def start(seed: int) -> Callable[[int], tuple[Tensor, int]]:
-        batches = Batches(MIXED, load_vae(device), load_tokenizer(), device, seed, team.rank, args.kind)
-        objective = Objective(live, device, args.kind)
+        batches = Batches(
+            MIXED, load_vae(device), load_tokenizer(), device, seed, team.rank, ["depth", *args.kinds]
+        )
+        objective = Objective(live, device, inside=args.inside)
 
         def step(index: int) -> tuple[Tensor, int]:
-            x0, tokens, hint, inside = batches.draw()
-            return objective(x0, tokens, hint, inside), len(x0)
+            x0, tokens, hints, inside = batches.draw()
+            some = {kind: hints[kind] for kind in shown[index % len(shown)]}
+            return objective(x0, tokens, some, inside), len(x0)
 
         return step
 
-    fit(args.kind, live, start, args, team)
+    fit("nets", live, start, args, team)
 
 
 if __name__ == "__main__":
