@@ -131,8 +131,10 @@ def test_a_picture_from_words_gets_an_image_and_a_mask_afterwards(here: Path) ->
 
 def test_a_dry_run_tells_the_plan(here: Path) -> None:
     done = rawdiff(*MASKED, "--dry-run").ok()
-    assert "image from room.png" in done.lines
-    assert "mask from mask.png" in done.lines
+    assert "image from room.png, strength 1" in done.lines
+    assert "mask from mask.png, what stays is pasted back" in done.lines
+    blended = rawdiff(*MASKED, "--no-paste", "--blend", "--dry-run").ok().lines
+    assert "mask from mask.png, what stays is put back after each step, and as it was decoded" in blended
     assert not (here / "output_images").exists()
     [line] = rawdiff(*MASKED, "--dry-run", "--json").ok().lines
     drawn = rawdiff(*MASKED).ok().lines[0]

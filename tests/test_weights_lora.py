@@ -122,7 +122,7 @@ def test_scripts_write_both_layouts_of_one_lora(embedded: Networks, tmp_path: Pa
     """What scripts/embedded/lora.py trains by hooks is what its files merge to."""
     trained = copy.deepcopy(embedded)
     torch.manual_seed(3)  # its factors are drawn from torch's own generator
-    lora = scripts_lora.LoRA(trained)
+    lora = scripts_lora.LoRA(trained, scripts_lora.RANKS["paper"])
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for down, up in zip(lora.down, lora.up, strict=True):

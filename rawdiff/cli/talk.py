@@ -51,10 +51,14 @@ def print_plan(job: Job, json_lines: bool) -> None:
         for k in range(len(job.seeds)):
             print(json.dumps(job.recipe(k)))
         return
+    from rawdiff.jobs.info import what_stays
+
     print(job.describe())
+    used = job.picture.get("image")
     for name in ("image", "mask"):
         if job.options.get(name) is not None:
-            print(f"{name} from {job.options[name].name}")
+            more = f"strength {used['strength']:g}" if name == "image" else what_stays(used)
+            print(f"{name} from {job.options[name].name}, {more}")
     for control in job.controls:
         print(
             f"{control.kind} from {control.source.name}, weight {control.weight:g}, {control.start:g}-{control.end:g}"

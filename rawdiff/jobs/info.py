@@ -13,7 +13,13 @@ from rawdiff.limits import is_name
 from rawdiff.paths import is_file
 from rawdiff.weights import digests
 
-__all__ = ["inspect", "lines"]
+__all__ = ["inspect", "lines", "what_stays"]
+
+
+def what_stays(image: Mapping[str, Any]) -> str:
+    """What becomes of what a mask keeps, by a recipe's account of an image."""
+    rest = "put back after each step, and " if image.get("blend") else ""
+    return f"what stays is {rest}" + ("pasted back" if image["paste"] else "as it was decoded")
 
 
 def inspect(path: str | Path) -> dict[str, Any]:
@@ -99,9 +105,7 @@ def _recipe_pairs(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         image, used = found["image"], picture["image"]
         yield "image", f"{image['image']['path']} ({image['image']['now']}), strength {used['strength']:g}"
         if image["mask"] is not None:
-            rest = "put back after each step, and " if used.get("blend") else ""
-            rest += "pasted back" if used["paste"] else "as it was decoded"
-            yield "mask", f"{image['mask']['path']} ({image['mask']['now']}), what stays is {rest}"
+            yield "mask", f"{image['mask']['path']} ({image['mask']['now']}), {what_stays(used)}"
     for control, given in zip(picture["controls"], found["inputs"], strict=True):
         made_of = ", made from it" if control["derive"] else ""
         window = f"weight {control['weight']:g}, {control['start']:g}-{control['end']:g}{made_of}"

@@ -148,10 +148,11 @@ def _by_blocks(feed: tuple[TensorFile, str], shape: Sequence[int], dtype: torch.
     if not shape:
         return _convert(file.read(name), made, feed)
     rows = shape[0]
-    step = _BLOCK * rows // max(1, made.numel()) or 1
+    step = min(rows, _BLOCK * rows // max(1, made.numel()) or 1)
+    between = torch.empty((step, *shape[1:]))  # once a tensor, for the way by fp32
     for first in range(0, rows, step):
         end = min(first + step, rows)
-        _convert(file.read(name, (first, end)), made[first:end], feed)
+        _convert(file.read(name, (first, end)), made[first:end], feed, between[: end - first])
     return made
 
 
@@ -165,17 +166,21 @@ def _whole(feed: tuple[TensorFile, str], device: torch.device, dtype: torch.dtyp
     return _convert(tensor, torch.empty(tensor.shape, dtype=dtype, device=device), feed)
 
 
-def _convert(tensor: Tensor, target: Tensor, feed: tuple[TensorFile, str]) -> Tensor:
+def _convert(
+    tensor: Tensor, target: Tensor, feed: tuple[TensorFile, str], between: Tensor | None = None
+) -> Tensor:
     """`target`, filled with what was read, checked before and after.
 
-    On a CPU from fp16 to bf16 by way of fp32, with the same bits: torch converts the one to the other a value at a
-    time there, and four times as slowly.
+    On a CPU from fp16 to bf16 by way of fp32 (in `between` where it is given), with the same bits: torch converts the
+    one to the other a value at a time there, and four times as slowly.
     """
     path, key = feed[0].path, feed[0].key(feed[1])
     check_finite(tensor, path, key)
-    by_way = target.device.type == "cpu" and {tensor.dtype, target.dtype} == {torch.float16, torch.bfloat16}
-    target.copy_(tensor.float() if by_way else tensor)
-    if torch.finfo(target.dtype).max < torch.finfo(tensor.dtype).max:
+    range_before = torch.finfo(tensor.dtype).max
+    if target.device.type == "cpu" and {tensor.dtype, target.dtype} == {torch.float16, torch.bfloat16}:
+        tensor = tensor.float() if between is None else between.copy_(tensor)
+    target.copy_(tensor)
+    if torch.finfo(target.dtype).max < range_before:
         check_finite(target, path, key, f" in {str(target.dtype).removeprefix('torch.')}; use fp32 or bf16")
     return target
 

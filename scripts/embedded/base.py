@@ -160,8 +160,11 @@ class Objective:
         device: torch.device,
         early: float = EARLY,
         inside: float = INSIDE,
+        edges: float = 0.0,
     ) -> None:
-        self.modules, self.device, self.early, self.inside = modules, device, early, inside
+        """An error inside an object counts `inside` times more, one at its outline `edges` times."""
+        self.modules, self.device, self.early = modules, device, early
+        self.inside, self.edges = inside, edges
         betas = torch.linspace(SCHEDULE["beta_start"] ** 0.5, SCHEDULE["beta_end"] ** 0.5, 1000) ** 2
         self.alpha_bar = (1 - betas).cumprod(0).to(device)
 
@@ -204,7 +207,8 @@ class Objective:
         if given is not None:
             x = torch.cat([x, given], dim=1)
             known[:] = True
-        weight = 1 + self.inside * inside * known.view(-1, 1, 1, 1)
+        counts = self.inside * inside + self.edges * 4 * inside * (1 - inside)
+        weight = 1 + counts * known.view(-1, 1, 1, 1)
         out = self.modules["unet"](x, t, context, **residuals).sample
         v = a.sqrt() * eps - (1 - a).sqrt() * x0
         return (weight * (out.float() - v).square()).mean()
