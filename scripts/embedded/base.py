@@ -50,7 +50,9 @@ UNET = {
 }
 CONDITIONING = (8, 16, 32, 64)
 OFFSET = 0.4  # noise with a mean of its own, so that whether it is night is read from the words and not off the noise
-REGIONAL = 0.2  # so each region of the native size in a larger picture: objects had colours read off the noise there
+REGIONAL = (
+    0.2  # so each region of the native size in a larger picture: objects had colours read off the noise there
+)
 EARLY = 0.4  # the share of timesteps from the noisiest tenth, where the words decide the whole
 HINTED = 0.65  # the share of pictures whose depth map is shown, once the ControlNet learns
 INSIDE = 2.0  # how much more an error inside an object counts, where the map says which latents those are
