@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -37,6 +38,19 @@ def told(times: dict[str, float]) -> tuple[Callable[[Callable[[], Any]], float],
         return times[asked[-1]]
 
     return clock, asked
+
+
+def test_what_warns_before_it_refuses_is_left_out_without_a_word() -> None:
+    """So do attention backends; here, in the tests, a warning would be an error of another kind."""
+
+    def refuses() -> str:
+        warnings.warn("not for this dtype", UserWarning, stacklevel=2)
+        raise RuntimeError("no kernel")
+
+    clock, asked = told({"usual": 2.0})
+    options: dict[str, Any] = {"usual": lambda: "usual", "refused": refuses}
+    assert Choices(clock).pick("which", options) == "usual"
+    assert set(asked) == {"usual"}
 
 
 def test_the_fastest_is_measured_once() -> None:

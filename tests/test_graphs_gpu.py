@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,6 +28,15 @@ pytestmark = [
 ]
 
 CUDA = torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def whole_fp32() -> Iterator[None]:
+    """Convolutions in fp32 and not in TF32, which is cuDNN's default and as coarse as fp16."""
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 def case_on_gpu(

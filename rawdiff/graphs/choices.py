@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Mapping
 from statistics import median
 from typing import Any, TypeVar
@@ -65,7 +66,11 @@ class Choices:
         times: dict[T, list[float]] = {}
         for name, work in options.items():
             try:
-                self._clock(work)  # the first time is no measure
+                with (
+                    warnings.catch_warnings()
+                ):  # an attention backend that refuses warns of its reasons first
+                    warnings.simplefilter("ignore")
+                    self._clock(work)  # the first time is no measure
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError:

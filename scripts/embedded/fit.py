@@ -84,7 +84,8 @@ def fit(
             objective = start(seed)
         team.agree(0.0)
     # Where a processor has no instructions for bf16 torch imitates them, at a fraction of the speed of fp32.
-    in_bf16 = device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False)
+    known = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest torch that is supported
+    in_bf16 = device.type == "cpu" and known.get("avx512_bf16", False)
     progress = Progress(name, args.minutes)
     if state is not None:
         progress.start -= state["seconds"]

@@ -75,18 +75,22 @@ def measure(
     """Build each arm, warm it up, then run all in turn, the order turned about each time; all times in ms.
 
     `reference` are the final latents in fp32. An arm that fails is told and left out; measuring ends at `until`, a
-    time of `time.monotonic`, with the runs that there are. With `loops_only` nothing is decoded.
+    time of `time.monotonic`, with the arms and the runs that there are. With `loops_only` nothing is decoded.
     """
     found: dict[str, dict[str, Any]] = {}
     made: dict[str, Arm] = {}
     for name, build in arms.items():
+        if made and time.monotonic() > until:
+            say(f"{name}: left out (time is up)")
+            continue
+        before = _reserved(device)
         try:
             first: list[Any] = []
             cold = _ms(lambda b=build, f=first: f.append((arm := b(), arm(not loops_only))), device)  # type: ignore[misc]
             arm, picture = first[0]
             for _ in range(warm_ups - 1):
                 arm(not loops_only)
-            peak = _peak(arm, device, loops_only)
+            peak = _peak(arm, device, loops_only, before)
         except Exception as error:
             say(f"{name}: left out ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
             continue
@@ -110,12 +114,26 @@ def measure(
     return found
 
 
-def _peak(arm: Arm, device: torch.device, loops_only: bool) -> float | None:
+def _reserved(device: torch.device) -> int:
+    """Bytes that torch holds on a GPU, pools of graphs among them, without what it only keeps for later."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved(device)
+
+
+def _peak(arm: Arm, device: torch.device, loops_only: bool, before: int) -> float | None:
+    """The most GiB that a GPU holds for an arm, above the bytes `before` it was built; None on a CPU.
+
+    What is reserved counts and not what is allocated: a replayed graph allocates nothing, and has a pool of its own.
+    """
     if device.type != "cuda":
         return None
+    _reserved(device)
     torch.cuda.reset_peak_memory_stats(device)
     arm(not loops_only)
-    return torch.cuda.max_memory_allocated(device) / 2**30
+    return (torch.cuda.max_memory_reserved(device) - before) / 2**30
 
 
 def table(found: Mapping[str, Mapping[str, Any]], evaluations: int) -> str:
