@@ -54,7 +54,7 @@ def print_plan(job: Job, json_lines: bool) -> None:
     from rawdiff.jobs.info import what_stays
 
     print(job.describe())
-    used = job.picture.get("image")
+    used: dict[str, Any] = job.picture.get("image") or {}
     for name in ("image", "mask"):
         if job.options.get(name) is not None:
             more = f"strength {used['strength']:g}" if name == "image" else what_stays(used)

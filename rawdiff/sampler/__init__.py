@@ -6,6 +6,7 @@
     probe.py       the impulse response P, Q, R; what is not linear is refused
     realise.py     the smallest state that runs it
     table.py       SamplerTable
+    kept.py        tables that have been made before
     scheduler.py   SchedulerSampler: the scheduler's own step behind the same interface
     make.py        make_sampler: schedule, then table if possible
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from rawdiff.errors import NotTabular, UsageError
 from rawdiff.sampler.drive import hush
+from rawdiff.sampler.kept import kept
 from rawdiff.sampler.scheduler import SchedulerSampler
 from rawdiff.sampler.table import SamplerTable, tabulate
 
@@ -39,8 +40,12 @@ def make_sampler(
     """
     scheduler = set_schedule(scheduler, steps=steps, timesteps=timesteps, sigmas=sigmas)
     try:
-        return tabulate(
-            scheduler, begin=begin, eta=eta, arguments=arguments, as_diffusers=as_diffusers, name=name
+        return kept(
+            scheduler,
+            (begin, eta, arguments, as_diffusers, name),
+            lambda: tabulate(
+                scheduler, begin=begin, eta=eta, arguments=arguments, as_diffusers=as_diffusers, name=name
+            ),
         )
     except NotTabular as reason:
         return SchedulerSampler(

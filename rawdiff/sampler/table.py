@@ -47,6 +47,8 @@ class SamplerTable:
         self.rows = tuple(rows)
         self.P, self.Q, self.R = P, Q, R
         self.weights = np.stack([row.weights for row in self.rows])  # [M, 1+k, 3+k]
+        for array in (P, Q, R, self.weights):  # a table may be several runs'
+            array.setflags(write=False)
         self.state_size = self.weights.shape[1] - 1
         self._host = self.weights.tolist()
         self._source = source
