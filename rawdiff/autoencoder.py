@@ -15,7 +15,7 @@ from rawdiff.geometry import FACTOR, Size, format_size
 from rawdiff.graphs import EAGER, Runner
 from rawdiff.graphs.runner import Call
 from rawdiff.nets import tiles
-from rawdiff.nets.calls import DecodePicture, EncodePicture
+from rawdiff.nets.calls import DecodePicture, EncodePicture, kind
 from rawdiff.nets.memory import is_out_of_memory, telling_out_of_memory
 from rawdiff.probes import ProbeLike
 from rawdiff.say import Say
@@ -86,8 +86,10 @@ def _whole_or_tiled(
     And whether it was.
     """
     call, is_larger = way.call(vae), max(size) > FACTOR * tiles.TILE
+    question = (way.name, kind(vae), given.dtype)
 
     def one(x: Tensor) -> Tensor:
+        runner.settle([vae], lambda: runner(call, x), (*question, tuple(x.shape)))
         found: Tensor = runner(call, x)
         return found.clone() if runner.overwrites else found
 

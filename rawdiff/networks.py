@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rawdiff.graphs import Runner
+from rawdiff.graphs import Group, Runner
 from rawdiff.nets import blocks, calls, controlnet
 from rawdiff.nets.controlnet import Residuals
 from rawdiff.nets.derived import Derived
@@ -53,11 +53,13 @@ class Networks:
         self.controls: list[ControlNet | None] = []
         self.inpaint = inpaint  # [1 or B,5,h,w]
         self._nets: dict[int, Any] = {-1: network.net}
+        self._kinds = {-1: calls.kind(network.net)}
 
     def add(self, control: ControlNet | None) -> None:
         """The next ControlNet; None for one that no row uses."""
         if control is not None:
             self._nets[len(self.controls)] = control.network.net
+            self._kinds[len(self.controls)] = calls.kind(control.network.net)
         self.controls.append(control)
 
     @torch.no_grad()
@@ -68,7 +70,8 @@ class Networks:
         self._refresh()
         half = x.to(self.dtype)
         try:
-            self.runner.settle(self._nets.values(), lambda: self._halves(half, row, NO_PROBE))
+            question = (tuple(half.shape), self.dtype, row.guided, *self._kinds.values())
+            self.runner.settle(self._nets.values(), lambda: self._halves(half, row, NO_PROBE), question)
             out, found = self._halves(half, row, probe)
         except BaseException:
             self.runner.drop()
@@ -110,8 +113,11 @@ class Networks:
         nets = {
             k: work for k in range(len(self.controls)) if (work := self._control(k, half, full, row, which))
         }
-        key = (seen.shape, self.dtype, which, id(net), *(id(self._nets[k]) for k in nets))
-        *residuals, (skips, middle) = self.runner.together([*nets.values(), encode], probe, key)
+        is_last = net.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+        order = "channels last" if is_last else "channels first"
+        question = (tuple(seen.shape), self.dtype, which, order, *(self._kinds[k] for k in (-1, *nets)))
+        group = Group(question, tuple(id(self._nets[k]) for k in (-1, *nets)))
+        *residuals, (skips, middle) = self.runner.together([*nets.values(), encode], probe, group)
         found = dict(zip(nets, residuals, strict=True))
         with probe("unet decode"):
             skips, middle = controlnet.join(skips, middle, residuals)

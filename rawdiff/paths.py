@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
-from rawdiff.errors import UsageError
+from rawdiff.errors import ResourceError, UsageError
 
-__all__ = ["check_name", "expanded", "is_file", "is_folder", "is_there"]
+__all__ = ["cache_folder", "check_name", "expanded", "is_file", "is_folder", "is_there"]
 
 
 MAX_NAME_BYTES = 255
@@ -24,6 +25,32 @@ def check_name(what: str, path: str | Path) -> None:
 def expanded(path: str | Path) -> Path:
     """With the home folder for `~`; as it stands where there is no such user, so that it is not there."""
     return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
+def cache_folder() -> Path:
+    """Where the platform keeps what can be made again: `rawdiff` in XDG_CACHE_HOME, if that is set.
+
+    Raises ResourceError for a user without a home.
+    """
+    named = os.environ.get("XDG_CACHE_HOME")
+    if named and Path(named).is_absolute():
+        base = Path(named)
+    elif sys.platform == "darwin":
+        base = _home() / "Library" / "Caches"
+    elif os.name == "nt":
+        base = Path(os.environ.get("LOCALAPPDATA") or _home() / "AppData" / "Local")
+    else:
+        base = _home() / ".cache"
+    return base / "rawdiff"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:  # a container's user that no table knows, say
+        raise ResourceError(
+            "this user has no home folder for a cache: set XDG_CACHE_HOME to a folder"
+        ) from None
 
 
 def is_there(path: str | Path) -> bool:

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from rawdiff.errors import StaleStep, UsageError
 from rawdiff.graphs import EAGER, Graphs, make_runner
+from rawdiff.graphs.cache import _Entry
 from rawdiff.graphs.tree import build, flatten
 from rawdiff.loop import advance, denoise
 from rawdiff.nets.attention import KeyValues, cross_attentions
+from rawdiff.nets.calls import NetCall
 from rawdiff.noise import Noise
 from rawdiff.plan import Window, make_plan
 from rawdiff.predict import Exact
@@ -114,6 +116,36 @@ def test_weights_changed_in_place_are_seen() -> None:
         assert torch.equal(ours, theirs)
         assert error(ours, old) > 100 * BOUND
     assert len(graphs) == recorded
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_weights_moved_by_somebody_else_are_seen(back: bool) -> None:
+    """Another runner over the same networks brings them into another memory format, and perhaps back again."""
+    case, graphs = Case(nets=1, shape="plain"), Graphs(CPU)
+    predict = case.prepared(runner=graphs)
+    before, recorded = run(case, predict), len(graphs)
+    for net in (case.unet, case.nets[0]):
+        for way in (torch.channels_last, torch.contiguous_format)[: 1 + back]:
+            net.to(memory_format=way)
+    with torch.no_grad():
+        case.unet.conv_in.weight.mul_(1.5)
+        case.unet.conv_out.weight.mul_(1.5)
+        case.nets[0].controlnet_mid_block.weight.mul_(1.5)
+    for ours, theirs, old in zip(run(case, predict), run(case, case.prepared()), before, strict=True):
+        assert error(ours, theirs) <= BOUND
+        assert error(ours, old) > 100 * BOUND
+    assert len(graphs) == recorded
+
+
+def test_what_is_recorded_keeps_the_address_of_a_weight() -> None:
+    """Else a weight that goes and comes back may get it again, when others have changed places."""
+    net: Any = torch.nn.Conv2d(4, 8, 3)
+    recording: Any = None
+    for _ in range(8):
+        entry = _Entry(recording, [], None, 0, NetCall(net))
+        assert not entry.is_stale()
+        net.to(memory_format=torch.channels_last).to(memory_format=torch.contiguous_format)
+        assert entry.is_stale()
 
 
 def test_the_host_never_waits() -> None:

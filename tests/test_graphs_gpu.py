@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -25,18 +24,11 @@ from tests.small_models import small_scheduler, small_vae
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.usefixtures("whole_fp32"),
 ]
+pytest_plugins = ["tests.gpu_fixtures"]
 
 CUDA = torch.device("cuda")
-
-
-@pytest.fixture(autouse=True)
-def whole_fp32() -> Iterator[None]:
-    """Convolutions in fp32 and not in TF32, which is cuDNN's default and as coarse as fp16."""
-    allowed = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32 = allowed
 
 
 def case_on_gpu(
@@ -163,6 +155,43 @@ def test_an_error_drops_graphs() -> None:
         graphs(broken, torch.ones(4, device=CUDA))
     assert len(graphs) == graphs.bytes == 0
     assert all(torch.equal(a, b) for a, b in zip(run(case, graphs), before, strict=True))
+
+
+def test_invalid_captures_leave_no_pool_open() -> None:
+    """What is allocated after them is given back as ever."""
+    graphs, x = Graphs(CUDA), torch.ones(4, device=CUDA)
+
+    def broken(x: Tensor) -> Tensor:
+        y = torch.empty(1 << 22, device=CUDA)
+        return y[:4] + x * float(x.sum())
+
+    reserved = []
+    for _ in range(4):
+        with pytest.raises(RuntimeError):
+            graphs(broken, x)
+        gc.collect()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        reserved.append(torch.cuda.memory_reserved())
+    assert reserved[1] == reserved[3]
+
+
+def test_another_runner_may_change_the_memory_format() -> None:
+    case, first, second = case_on_gpu(1, torch.float32), Graphs(CUDA), Graphs(CUDA)
+    run(case, first)
+    run(case, second)
+    for net in (case.unet, *case.nets):
+        net.to(memory_format=torch.channels_last)
+    torch.cuda.empty_cache()
+    eager = run(case, EAGER)
+    for runner in (first, second):
+        assert all(error(a, b) <= 1e-3 for a, b in zip(run(case, runner), eager, strict=True))
+
+
+def test_the_format_of_the_vae() -> None:
+    vae, latents = small_vae(3).to(CUDA), randn(1, 4, 16, 24).to(CUDA)
+    expected = decode(vae, latents)
+    assert error(decode(vae, latents, runner=make_runner("graph", CUDA)), expected) <= 1e-3
 
 
 def test_one_let_go_of_leaves_the_others() -> None:

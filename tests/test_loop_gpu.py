@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,10 @@ from rawdiff import Control, Run
 from tests.reference import error, hint, silent
 from tests.small_models import small_folder
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("whole_fp32", "own_cache")]
+pytest_plugins = ["tests.gpu_fixtures"]
 
 SIZE = (64, 48)
-
-
-@pytest.fixture(autouse=True)
-def whole_fp32() -> Iterator[None]:
-    """Convolutions in fp32 and not in TF32, which is cuDNN's default and as coarse as fp16."""
-    allowed = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32 = allowed
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +68,11 @@ def test_saved_and_resumed(folder: Path, tmp_path: Path) -> None:
     list(again)
     list(run)
     assert torch.equal(again.latents, run.latents)
+
+
+def test_made_again(folder: Path) -> None:
+    """By another model, which finds what the first measured: the same kernels, and the same bits."""
+    first, second = (prepared(folder, "cuda", "fp16") for _ in range(2))
+    list(first)
+    list(second)
+    assert torch.equal(first.latents, second.latents)

@@ -9,7 +9,7 @@
     trace.py     on a CPU the operations themselves, which imitate one
     tree.py      tensors out of arguments, and arguments out of tensors
     streams.py   works side by side on streams of their own, where that is faster
-    choices.py   what is faster here, measured once
+    choices.py   what is faster here, measured once, or as another process measured it
     kernels.py   ... of torch's attention kernels, for each shape
     formats.py   ... of channels first and last
     speed.py     eager, graph or compile: the runner for a device
@@ -19,9 +19,10 @@ same call, so it is used up, or copied, before that.
 """
 
 from rawdiff.graphs.cache import Graphs
+from rawdiff.graphs.choices import Keeper
 from rawdiff.graphs.frugal import Frugal
 from rawdiff.graphs.runner import EAGER, Runner
 from rawdiff.graphs.speed import make_runner
-from rawdiff.graphs.streams import Streams, parallel
+from rawdiff.graphs.streams import Group, Streams, parallel
 
-__all__ = ["EAGER", "Frugal", "Graphs", "Runner", "Streams", "make_runner", "parallel"]
+__all__ = ["EAGER", "Frugal", "Graphs", "Group", "Keeper", "Runner", "Streams", "make_runner", "parallel"]

@@ -19,6 +19,7 @@ from rawdiff.graphs.runner import Call, Runner
 from rawdiff.graphs.streams import Streams
 from rawdiff.graphs.trace import TracedRecording
 from rawdiff.graphs.tree import build, flatten, signature
+from rawdiff.nets.calls import NetCall
 
 __all__ = ["Graphs", "default_limit_bytes"]
 
@@ -34,8 +35,9 @@ class Graphs(Runner):
     """Calls recorded and replayed, the least recently used let go of beyond `limit_bytes`.
 
     An argument is copied to where the recording reads it, unless it is the very tensor, unchanged, that was copied
-    there last, or already is what another recording here writes: skips are read where the encoder left them. After
-    an error everything is let go of. On a CPU a trace stands in for the graph (`TracedRecording`).
+    there last, or already is what another recording here writes: skips are read where the encoder left them. A
+    network whose weights have moved is recorded anew. After an error everything is let go of. On a CPU a trace stands
+    in for the graph (`TracedRecording`).
     """
 
     overwrites = True
@@ -82,10 +84,13 @@ class Graphs(Runner):
         key = (call, place, form, signature(tensors))
         with self._there():
             try:
-                if key not in self._entries:
-                    self._entries[key] = self._recorded(call, form, tensors)
+                entry = self._entries.get(key)
+                if entry is not None and isinstance(call, NetCall) and entry.is_stale():
+                    entry = None  # its memory serves the next
+                    self._drop_of([call.net])
+                if entry is None:
+                    self._entries[key] = entry = self._recorded(call, form, tensors)
                     self._shrink(key)
-                entry = self._entries[key]
                 self._entries.move_to_end(key)
                 self._turn += 1
                 entry.feed(tensors, self._written)
@@ -108,7 +113,8 @@ class Graphs(Runner):
         result = build(out_form, iter(recording.outputs))
         copied = [held for held, given in zip(inputs, tensors, strict=True) if held is not given]
         held_bytes = sum(t.nbytes for t in (*copied, *recording.outputs)) + recording.pool_bytes
-        return _Entry(recording, inputs, result, held_bytes)
+        net_call = call if isinstance(call, NetCall) else None
+        return _Entry(recording, inputs, result, held_bytes, net_call)
 
     def _is_written(self, tensor: Tensor) -> bool:
         return self._written.get(id(tensor)) is tensor
@@ -118,11 +124,24 @@ class Graphs(Runner):
             oldest = next(key for key in self._entries if key != newest)
             del self._entries[oldest]
 
-    def settle(self, nets: Iterable[Any], work: Callable[[], Any]) -> None:
+    def settle(self, nets: Iterable[Any], work: Callable[[], Any], question: Hashable) -> None:
         """Bring `nets` into the memory format in which `work`, which runs them, is fastest."""
         if self._formats is not None:
+            nets = list(nets)
             with self._there():  # where its clock has to look
-                self._formats.settle(nets, work, self.drop)
+                self._formats.settle(nets, work, question, partial(self._drop_of, nets))
+
+    def _drop_of(self, nets: Sequence[Any]) -> None:
+        """Let go of what was recorded of these networks."""
+        for key, entry in list(self._entries.items()):
+            if entry.call is not None and any(entry.call.net is net for net in nets):
+                del self._entries[key]
+        self._recorded_anew()
+
+    def _recorded_anew(self) -> None:
+        self._turn += 1
+        if self.streams is not None:
+            self.streams.drop()
 
     def _there(self) -> AbstractContextManager[Any]:
         """Inside, a GPU's own streams, events and memory are meant."""
@@ -136,14 +155,26 @@ class Graphs(Runner):
     def drop(self) -> None:
         """Let go of every recording and its memory."""
         self._entries.clear()
-        self._turn += 1
+        self._recorded_anew()
 
 
 class _Entry:
-    def __init__(self, recording: Recording, inputs: list[Tensor], result: Any, held_bytes: int) -> None:
-        self.recording, self.result, self.bytes = recording, result, held_bytes
+    def __init__(
+        self, recording: Recording, inputs: list[Tensor], result: Any, held_bytes: int, call: NetCall | None
+    ) -> None:
+        self.recording, self.result, self.bytes, self.call = recording, result, held_bytes, call
+        weight = None if call is None else call.weight
+        # Held, so that no other is ever at its address; a network's weights move together.
+        self._weight = None if weight is None else weight.detach()
         self._inputs = inputs
         self._last: list[tuple[weakref.ref[Tensor], int] | None] = [None] * len(inputs)
+
+    def is_stale(self) -> bool:
+        """Whether the weights have moved (another runner changed their format, say): a replay reads where they were."""
+        weight = None if self.call is None else self.call.weight
+        return (
+            weight is not None and self._weight is not None and weight.data_ptr() != self._weight.data_ptr()
+        )
 
     def feed(self, tensors: Sequence[Tensor], written: weakref.WeakValueDictionary[int, Tensor]) -> None:
         """Copy what is not there yet."""

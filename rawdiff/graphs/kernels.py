@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from rawdiff.graphs.choices import Choices, Clock, cuda_clock
+from rawdiff.graphs.choices import Choices, Clock, Keeper, kernel_clock
 
 __all__ = ["Kernels"]
 
@@ -18,8 +18,14 @@ OTHERS = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFF
 class Kernels:
     """Attention of [N,heads,L,d] by the kernel that is fastest at these shapes, measured when they are first seen."""
 
-    def __init__(self, clock: Clock = cuda_clock, others: tuple[SDPBackend, ...] = OTHERS) -> None:
-        self._choices = Choices(clock)
+    def __init__(
+        self,
+        clock: Clock = kernel_clock,
+        others: tuple[SDPBackend, ...] = OTHERS,
+        *,
+        keeper: Keeper | None = None,
+    ) -> None:
+        self._choices = Choices(clock, keeper=keeper, name="attention")
         self._others = others
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -29,7 +35,7 @@ class Kernels:
             with _only(backend):
                 return scaled_dot_product_attention(query, key, value)
 
-        question = (query.shape, key.shape, query.dtype, query.device)
+        question = (tuple(query.shape), tuple(key.shape), query.dtype)
         options = {backend: (lambda b=backend: attend(b)) for backend in (None, *self._others)}
         return attend(self._choices.pick(question, options))
 

@@ -7,7 +7,7 @@ was when it was recorded.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import torch
@@ -54,9 +54,11 @@ class CudaRecording:
         del shapes
         self._inputs = list(inputs)
         self._graph = torch.cuda.CUDAGraph()
-        options: dict[str, Any] = {"stream": stream, "capture_error_mode": "thread_local"}
+        pool: Any = torch.cuda.graph_pool_handle()
+        options: dict[str, Any] = {"pool": pool, "stream": stream, "capture_error_mode": "thread_local"}
+        capture = torch.cuda.graph(self._graph, **options)
         # A capture that fails leaves its stream the current one: the outer context does not.
-        with torch.cuda.stream(current), _own_workspaces(), torch.cuda.graph(self._graph, **options):
+        with torch.cuda.stream(current), _own_workspaces(), _closed_on_error(pool), capture:
             before = torch.cuda.memory_reserved()
             torch._foreach_copy_(self.outputs, work(*inputs))
         self.pool_bytes = max(0, torch.cuda.memory_reserved() - before)
@@ -79,3 +81,20 @@ def _own_workspaces() -> Iterator[None]:
         yield
     finally:
         clear()
+
+
+@contextmanager
+def _closed_on_error(pool: tuple[int, int]) -> Iterator[None]:
+    """Inside, a capture that CUDA calls invalid gives its pool back.
+
+    Torch does so only where a capture has ended well: then allocation from the pool ends, and the pool goes with the
+    graph. So where something else was raised inside, the first call says that nothing is allocated from it any more.
+    """
+    try:
+        yield
+    except BaseException:
+        device = torch.cuda.current_device()
+        with suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(device, pool)
+            torch._C._cuda_releasePool(device, pool)
+        raise

@@ -7,7 +7,7 @@ from typing import Any
 
 from rawdiff.errors import UsageError
 from rawdiff.graphs.runner import Call, Runner
-from rawdiff.graphs.streams import Work
+from rawdiff.graphs.streams import Group, Work
 from rawdiff.graphs.tree import build, flatten
 from rawdiff.nets.calls import ControlResiduals, UNetEncode
 from rawdiff.probes import ProbeLike
@@ -47,8 +47,8 @@ class Reusing(Runner):
             )  # another text's is written there too
         return _copied(self._held[key])  # residuals are added into what is handed out
 
-    def together(self, works: Sequence[Work], probe: ProbeLike, key: Hashable) -> list[Any]:
-        return self._inner.together(works, probe, key)
+    def together(self, works: Sequence[Work], probe: ProbeLike, group: Group) -> list[Any]:
+        return self._inner.together(works, probe, group)
 
     def until_next(self) -> Callable[[], bool]:
         self._evaluation += 1
@@ -56,8 +56,8 @@ class Reusing(Runner):
             self._held.clear()
         return self._inner.until_next()
 
-    def settle(self, nets: Iterable[Any], work: Callable[[], Any]) -> None:
-        self._inner.settle(nets, work)
+    def settle(self, nets: Iterable[Any], work: Callable[[], Any], question: Hashable) -> None:
+        self._inner.settle(nets, work, question)
 
     def keep(self, nets: Iterable[Any]) -> None:
         self._inner.keep(nets)

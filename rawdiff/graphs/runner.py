@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
-from rawdiff.graphs.streams import Streams, Work
+from rawdiff.graphs.streams import Group, Streams, Work
 from rawdiff.probes import ProbeLike
 
 __all__ = ["EAGER", "Call", "Runner"]
@@ -35,18 +35,18 @@ class Runner:
         """`call(*arguments)`; two uses of one call whose results are needed together have different places."""
         return call(*arguments)
 
-    def together(self, works: Sequence[Work], probe: ProbeLike, key: Hashable) -> list[Any]:
-        """The results of works that do not need each other; `key` tells those from works of another shape."""
+    def together(self, works: Sequence[Work], probe: ProbeLike, group: Group) -> list[Any]:
+        """The results of works that do not need each other."""
         if self.streams is None or len(works) < 2:
             return [work(probe) for work in works]
-        return self.streams.together(works, probe, key)
+        return self.streams.together(works, probe, group)
 
     def until_next(self) -> Callable[[], bool]:
         """Something that says, from here on, whether what calls gave so far still stands."""
         return _always
 
-    def settle(self, nets: Iterable[Any], work: Callable[[], Any]) -> None:
-        """Bring `nets` into the form in which `work`, which runs them, is fastest."""
+    def settle(self, nets: Iterable[Any], work: Callable[[], Any], question: Hashable) -> None:
+        """Bring `nets` into the form in which `work`, which runs them, is fastest; `question` is what that is like."""
 
     def keep(self, nets: Iterable[Any]) -> None:
         """Take charge of where `nets` are."""

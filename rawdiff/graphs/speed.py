@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rawdiff.errors import UsageError
 from rawdiff.graphs.cache import Graphs
-from rawdiff.graphs.choices import cuda_clock
+from rawdiff.graphs.choices import Keeper, cuda_clock
 from rawdiff.graphs.compiled import Compiled
 from rawdiff.graphs.formats import Formats
 from rawdiff.graphs.frugal import Frugal
@@ -33,11 +33,13 @@ def make_runner(
     *,
     side_by_side: bool | None = None,
     limit_bytes: int | None = None,
+    keeper: Keeper | None = None,
 ) -> Runner:
     """The runner for "eager", "graph" or "compile" on a device, and for "normal" or "low" memory.
 
     None is the best that keeps nobody waiting for a compiler: graphs on CUDA, eager elsewhere. `side_by_side` settles
-    whether ControlNets run beside the UNet's first half, which is else measured for each shape. Raises UsageError.
+    whether ControlNets run beside the UNet's first half, which is else measured for each shape; what is measured on a
+    GPU is kept by `keeper`. Raises UsageError.
     """
     if memory not in (None, *MEMORIES):
         raise UsageError(f"memory {str(memory)[:40]!r}: expected {' or '.join(MEMORIES)}")
@@ -54,10 +56,12 @@ def make_runner(
     if speed == "graph" and device.type != "cuda":
         raise UsageError(f"speed graph: CUDA graphs need a GPU, and this runs on {device}: take eager")
     if speed == "eager":
-        return EAGER if device.type != "cuda" else Runner(Streams(device, side_by_side=side_by_side))
+        if device.type != "cuda":
+            return EAGER
+        return Runner(Streams(device, side_by_side=side_by_side, keeper=keeper, speed=speed))
     if device.type != "cuda":
         return Compiled(partial(compiled, mode="default"))
-    streams = Streams(device, side_by_side=side_by_side)
+    streams = Streams(device, side_by_side=side_by_side, keeper=keeper, speed=speed)
     if speed == "compile":  # its own cudagraphs would clash with ours
         mode = "max-autotune-no-cudagraphs"
         return Graphs(
@@ -67,9 +71,12 @@ def make_runner(
             compiler=partial(compiled, mode=mode),
             formats=Formats(None),
         )
-    choosing = partial(attention.using, Kernels())
     return Graphs(
-        device, limit_bytes=limit_bytes, streams=streams, choosing=choosing, formats=Formats(cuda_clock)
+        device,
+        limit_bytes=limit_bytes,
+        streams=streams,
+        choosing=partial(attention.using, Kernels(keeper=keeper)),
+        formats=Formats(cuda_clock, keeper=keeper),
     )
 
 

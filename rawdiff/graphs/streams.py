@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from rawdiff.graphs.choices import Choices, Clock, cuda_clock, new_stream
+from rawdiff.graphs.choices import Choices, Clock, Keeper, cuda_clock, new_stream
 from rawdiff.probes import NO_PROBE, ProbeLike
 
-__all__ = ["Streams", "Work", "parallel"]
+__all__ = ["Group", "Streams", "Work", "parallel"]
 
 Work = Callable[[ProbeLike], Any]
 """Something to do, and its result; it may be done more than once, to measure it."""
+
+
+class Group(NamedTuple):
+    """What works that are run together are."""
+
+    question: Hashable
+    """What they are like: one answer is for all that are alike, in every process"""
+    own: Hashable
+    """Which they are"""
 
 
 def parallel(works: Sequence[Work], streams: Sequence[torch.cuda.Stream], probe: ProbeLike) -> list[Any]:
@@ -40,40 +49,50 @@ def parallel(works: Sequence[Work], streams: Sequence[torch.cuda.Stream], probe:
 
 
 class Streams:
-    """Serial or parallel, chosen for each key by measuring both when it is first seen; off CUDA all is serial.
+    """Serial or parallel, chosen by measuring both when works of a kind are first seen; off CUDA all is serial.
 
-    `side_by_side` settles it without measuring.
+    `side_by_side` settles it without measuring. `speed` tells what `keeper` has of recorded works from that of others.
     """
 
     def __init__(
-        self, device: torch.device, *, side_by_side: bool | None = None, clock: Clock = cuda_clock
+        self,
+        device: torch.device,
+        *,
+        side_by_side: bool | None = None,
+        clock: Clock = cuda_clock,
+        keeper: Keeper | None = None,
+        speed: str = "eager",
     ) -> None:
         self._device = device
         self._settled = side_by_side
-        self._choices = Choices(clock)
+        self._choices = Choices(clock, keeper=keeper, name=f"side by side, {speed}")
         self._seen: set[Hashable] = set()
         self._streams: list[torch.cuda.Stream] = []
 
-    def together(self, works: Sequence[Work], probe: ProbeLike, key: Hashable) -> list[Any]:
+    def together(self, works: Sequence[Work], probe: ProbeLike, group: Group) -> list[Any]:
         """Every work's result."""
         if self._device.type != "cuda":
             return [work(probe) for work in works]
         with torch.cuda.device(self._device):
             while len(self._streams) < len(works) - 1:
                 self._streams.append(new_stream())
-            if key not in self._seen:  # libraries are set up, and graphs captured, one after the other
+            if group not in self._seen:  # libraries are set up, and graphs captured, one after the other
                 for work in works:
                     work(NO_PROBE)
-                self._seen.add(key)
-            if self._is_parallel(works, key):
+                self._seen.add(group)
+            if self._is_parallel(works, group.question):
                 return parallel(works, self._streams, probe)
             return [work(probe) for work in works]
 
-    def _is_parallel(self, works: Sequence[Work], key: Hashable) -> bool:
+    def drop(self) -> None:
+        """What was captured is gone, and will be captured anew; choices stay."""
+        self._seen.clear()
+
+    def _is_parallel(self, works: Sequence[Work], question: Hashable) -> bool:
         if self._settled is not None:
             return self._settled
         ways: dict[bool, Callable[[], list[Any]]] = {
             False: lambda: [work(NO_PROBE) for work in works],
             True: lambda: parallel(works, self._streams, NO_PROBE),
         }
-        return self._choices.pick(key, ways)
+        return self._choices.pick(question, ways)

@@ -44,7 +44,7 @@ class _Slot(NamedTuple):
 
 
 class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Every operation with its arguments; tensors from before it began (weights) are kept as they are."""
+    """Every operation with its arguments; of tensors from before it began (weights) the memory is kept as it is."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -65,7 +65,10 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return slots.setdefault(id(value), _Slot(len(slots))) if isinstance(value, Tensor) else value
 
         def known(value: Any) -> Any:
-            return slots.get(id(value), value)
+            if not isinstance(value, Tensor):
+                return value
+            # A graph reads on at an address, also where a module's weight has long been given another.
+            return slots.get(id(value)) or value.detach()
 
         for *_, found in self._lines:
             _mapped(note, found)

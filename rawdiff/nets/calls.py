@@ -18,14 +18,42 @@ from rawdiff.nets.attention import Text
 from rawdiff.nets.controlnet import Residuals
 from rawdiff.nets.resnet import Time
 
-__all__ = ["ControlResiduals", "DecodePicture", "EncodePicture", "UNetDecode", "UNetEncode"]
+__all__ = [
+    "ControlResiduals",
+    "DecodePicture",
+    "EncodePicture",
+    "NetCall",
+    "UNetDecode",
+    "UNetEncode",
+    "kind",
+]
+
+
+def kind(net: Any) -> str:
+    """What a network is like, in every process: its class, and how many numbers its weights are."""
+    return f"{type(net).__name__} of {sum(weight.numel() for weight in net.parameters())}"
 
 
 @dataclass(frozen=True)
-class UNetEncode:
-    """`unet.encode`: x [N,4,h,w], time, text -> the skips and the middle."""
+class NetCall:
+    """A call of a network."""
 
     net: Any
+
+    @property
+    def weight(self) -> Tensor | None:
+        """One that moves in memory whenever the network's other weights do.
+
+        The kernel of a convolution: it alone tells channels last from first, and not where it is of one pixel.
+        """
+        kernels = (w for w in self.net.parameters() if w.ndim == 4 and w.shape[1] > 1 and w.shape[3] > 1)
+        return next(kernels, None)
+
+
+@dataclass(frozen=True)
+class UNetEncode(NetCall):
+    """`unet.encode`: x [N,4,h,w], time, text -> the skips and the middle."""
+
     divide: bool
 
     def __call__(self, x: Tensor, time: Time, text: Text) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -34,10 +62,9 @@ class UNetEncode:
 
 
 @dataclass(frozen=True)
-class UNetDecode:
+class UNetDecode(NetCall):
     """`unet.decode`: the skips and the middle, time, text -> what the UNet predicts [N,4,h,w]."""
 
-    net: Any
     divide: bool
 
     def __call__(self, skips: tuple[Tensor, ...], middle: Tensor, time: Time, text: Text) -> Tensor:
@@ -45,10 +72,9 @@ class UNetDecode:
 
 
 @dataclass(frozen=True)
-class ControlResiduals:
+class ControlResiduals(NetCall):
     """`controlnet.residuals`; with `padded` the net sees the cond half alone, and zeros stand for the other."""
 
-    net: Any
     padded: bool
     divide: bool
 
@@ -71,20 +97,16 @@ def _pad(residual: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class DecodePicture:
+class DecodePicture(NetCall):
     """`vae.decode`: latents [B,4,h,w] -> picture [B,3,8h,8w]."""
-
-    net: Any
 
     def __call__(self, latents: Tensor) -> Tensor:
         return vae.decode(self.net, latents)
 
 
 @dataclass(frozen=True)
-class EncodePicture:
+class EncodePicture(NetCall):
     """`vae.encode`: picture [B,3,8h,8w] -> mean and spread of the latents, one after the other, [B,8,h,w]."""
-
-    net: Any
 
     def __call__(self, picture: Tensor) -> Tensor:
         return torch.cat(vae.encode(self.net, picture), dim=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from rawdiff.choice_file import ChoiceFile
 from rawdiff.errors import UsageError
 from rawdiff.graphs import Runner, make_runner
 from rawdiff.limits import BACKENDS
@@ -26,12 +27,15 @@ def choose_runner(
 ) -> Runner:
     """The runner for "torch" (None), by `speed` and `memory`, or for "openvino", which has none of these choices.
 
+    What torch's measures on a GPU is kept there, so that another process chooses the same.
     Raises UsageError: also where the openvino package is missing.
     """
     if backend is not None and backend not in BACKENDS:
         raise UsageError(f"backend {str(backend)[:40]!r}: expected {' or '.join(BACKENDS)}")
     if backend != "openvino":
-        return make_runner(speed, device, memory)
+        return make_runner(
+            speed, device, memory, keeper=ChoiceFile(device) if device.type == "cuda" else None
+        )
     if device.type != "cpu":
         raise UsageError(f"backend openvino runs on the CPU, and this runs on {device}: take device cpu")
     if dtype not in PRECISIONS:

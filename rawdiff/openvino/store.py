@@ -10,10 +10,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import sys
 from pathlib import Path
 
-from rawdiff.errors import ResourceError
+from rawdiff import paths
 from rawdiff.images.durable import check_writable, publish
 
 __all__ = ["LIMIT_BYTES", "Store", "cache_folder"]
@@ -24,29 +23,8 @@ LIMIT_BYTES = 2**28
 
 
 def cache_folder() -> Path:
-    """Where the platform keeps what can be made again: `rawdiff/openvino` in XDG_CACHE_HOME, if that is set.
-
-    Raises ResourceError for a user without a home.
-    """
-    named = os.environ.get("XDG_CACHE_HOME")
-    if named and Path(named).is_absolute():
-        base = Path(named)
-    elif sys.platform == "darwin":
-        base = _home() / "Library" / "Caches"
-    elif os.name == "nt":
-        base = Path(os.environ.get("LOCALAPPDATA") or _home() / "AppData" / "Local")
-    else:
-        base = _home() / ".cache"
-    return base / "rawdiff" / "openvino"
-
-
-def _home() -> Path:
-    try:
-        return Path.home()
-    except RuntimeError:  # a container's user that no table knows, say
-        raise ResourceError(
-            "this user has no home folder to keep converted networks in: set XDG_CACHE_HOME to a folder"
-        ) from None
+    """`openvino` in rawdiff's cache folder; ResourceError for a user without a home."""
+    return paths.cache_folder() / "openvino"
 
 
 class Store:

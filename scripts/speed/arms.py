@@ -41,7 +41,10 @@ def _ignore(line: str) -> None:
     pass
 
 
-def _diffusers(subject: Subject, prepared: Callable[[Any], None] = lambda pipeline: None) -> Arm:
+def _diffusers(
+    subject: Subject, prepared: Callable[[Any], None] = lambda pipeline: None, *, marking: bool = False
+) -> Arm:
+    """diffusers' pipeline, changed by `prepared`; `marking` tells torch's own cudagraphs where a step begins."""
     from diffusers import StableDiffusionControlNetPipeline, StableDiffusionPipeline
 
     parts: dict[str, Any] = {
@@ -60,6 +63,8 @@ def _diffusers(subject: Subject, prepared: Callable[[Any], None] = lambda pipeli
         "num_inference_steps": subject.steps,
         "guidance_scale": GUIDANCE,
     }
+    if marking:
+        call["callback_on_step_end"] = _mark_step
     if subject.nets:
         one, windows = len(subject.nets) == 1, subject.windows
         nets, hints = list(subject.nets), list(subject.hints)
@@ -77,12 +82,26 @@ def _diffusers(subject: Subject, prepared: Callable[[Any], None] = lambda pipeli
     @torch.no_grad()
     def arm(pixels: bool) -> Picture:
         given = subject.latents.to(subject.dtype).clone()
+        if marking:
+            torch.compiler.cudagraph_mark_step_begin()
         latents = pipeline(latents=given, output_type="latent", **call).images
         if not pixels:
             return Picture(latents, None)
-        return Picture(latents, pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample)
+        decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
+        if marking:  # the next step is computed in this one's memory
+            decoded = decoded.clone()
+        return Picture(latents, decoded)
 
     return arm
+
+
+def _mark_step(pipeline: Any, index: int, t: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """The networks' outputs are used up: another step begins.
+
+    The latents live on; the scheduler made them anew, outside of what is compiled, and so they need no copy.
+    """
+    torch.compiler.cudagraph_mark_step_begin()
+    return given
 
 
 def _channels_last(pipeline: Any) -> None:
@@ -101,17 +120,6 @@ def _compiled(mode: str, channels_last: bool) -> Callable[[Any], None]:
         pipeline.vae.decode = torch.compile(pipeline.vae.decode, mode=mode)
 
     return change
-
-
-def _marking_steps(arm: Arm) -> Arm:
-    """Each picture begins anew for torch's own cudagraphs."""
-
-    def marked(pixels: bool) -> Picture:
-        torch.compiler.cudagraph_mark_step_begin()
-        found = arm(pixels)
-        return Picture(found.latents.clone(), None if found.pixels is None else found.pixels.clone())
-
-    return marked
 
 
 def _rawdiff(subject: Subject, speed: str, **options: Any) -> Arm:
@@ -139,10 +147,10 @@ def _by(subject: Subject, runner: Runner) -> Arm:
 ARMS: dict[str, Callable[[Subject], Arm]] = {
     "diffusers": _diffusers,
     "diffusers-last": lambda subject: _diffusers(subject, _channels_last),
-    "diffusers-overhead": lambda subject: _marking_steps(
-        _diffusers(subject, _compiled("reduce-overhead", False))
+    "diffusers-overhead": lambda subject: _diffusers(
+        subject, _compiled("reduce-overhead", False), marking=True
     ),
-    "diffusers-max": lambda subject: _marking_steps(_diffusers(subject, _compiled("max-autotune", True))),
+    "diffusers-max": lambda subject: _diffusers(subject, _compiled("max-autotune", True), marking=True),
     "eager": lambda subject: _rawdiff(subject, "eager"),
     "graph": lambda subject: _rawdiff(subject, "graph"),
     "graph-serial": lambda subject: _rawdiff(subject, "graph", side_by_side=False),

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from rawdiff.images.durable import write_file
 from scripts.speed.arms import Arm
 
 __all__ = ["interval", "machine", "measure", "pairs", "table", "write"]
@@ -51,6 +52,10 @@ def interval(ratios: Sequence[float]) -> tuple[float, float, float]:
     return math.exp(middle), math.exp(middle - half), math.exp(middle + half)
 
 
+def _keep_nothing(found: Mapping[str, Any]) -> None:
+    pass
+
+
 def _ms(work: Callable[[], Any], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -71,11 +76,13 @@ def measure(
     until: float = math.inf,
     loops_only: bool = False,
     say: Callable[[str], None] = print,
+    keep: Callable[[Mapping[str, Any]], Any] = _keep_nothing,
 ) -> dict[str, Any]:
     """Build each arm, warm it up, then run all in turn, the order turned about each time; all times in ms.
 
     `reference` are the final latents in fp32. An arm that fails is told and left out; measuring ends at `until`, a
-    time of `time.monotonic`, with the arms and the runs that there are. With `loops_only` nothing is decoded.
+    time of `time.monotonic`, with the arms and the runs that there are. With `loops_only` nothing is decoded. `keep` is
+    given what there is after each arm's warm-up and after each round, for a process that is killed says nothing more.
     """
     found: dict[str, dict[str, Any]] = {}
     made: dict[str, Arm] = {}
@@ -101,6 +108,10 @@ def measure(
             off = (picture.latents.double() - exact).abs().max() / exact.abs().max()
             found[name]["error"] = float(off)
         say(f"{name}: first {'loop' if loops_only else 'picture'} {cold:.0f} ms")
+        keep(found)
+    if device.type == "cuda":  # the memory that each arm's peak made the others give back is got again, untimed
+        for arm in made.values():
+            arm(not loops_only)
     names = list(made)
     for k in range(runs):
         if time.monotonic() > until:
@@ -111,6 +122,7 @@ def measure(
             if loops_only:
                 continue
             found[name]["picture_ms"].append(_ms(lambda n=name: made[n](True), device))  # type: ignore[misc]
+        keep(found)
     return found
 
 
@@ -138,7 +150,7 @@ def _peak(arm: Arm, device: torch.device, loops_only: bool, before: int) -> floa
 
 def table(found: Mapping[str, Mapping[str, Any]], evaluations: int) -> str:
     """Markdown: times, evaluations a second, and ratios to the first arm with their 95% intervals."""
-    head = "| arm | loop ms (min / median / max) | it/s | picture ms | ratio of loops | 95% | first, ms | error | GiB |"
+    head = "| arm | loop ms (min / median / max) | it/s | picture ms | ratio of loops | 95% | first, ms | error | GiB added |"
     lines = [head, "|---" * 9 + "|"]
     base = next(iter(found.values()), {}).get("loop_ms", [])
     for name, of in found.items():
@@ -184,9 +196,9 @@ def machine(device: torch.device) -> dict[str, str]:
 
 
 def write(folder: Path, name: str, report: Mapping[str, Any], markdown: str) -> list[Path]:
-    """`name`.json and `name`.md under `folder`; what was there under these names is replaced."""
+    """`name`.json and `name`.md under `folder`; what was there under these names is replaced, each file whole."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.json", folder / f"{name}.md"]
-    paths[0].write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    paths[1].write_text(markdown, encoding="utf-8")
+    for path, text in zip(paths, (json.dumps(report, indent=1) + "\n", markdown), strict=True):
+        write_file(path, text.encode(), overwrite=True)
     return paths
