@@ -198,7 +198,21 @@ def test_a_value_too_large_for_fp16_is_said() -> None:
     assert float(module.weight[0, 1]) == 999424.0
 
 
-HALVES = [(torch.float16, torch.bfloat16), (torch.bfloat16, torch.float16), (torch.float16, torch.float32)]
+HALVES = [
+    (torch.float16, torch.bfloat16),
+    (torch.bfloat16, torch.float16),
+    (torch.float16, torch.float32),
+    (torch.float32, torch.float32),
+]
+
+
+def test_a_tensor_without_rows_is_loaded(tmp_path: Path) -> None:
+    module = nn.Module()
+    module.weight = nn.Parameter(torch.empty(0, 3, device="meta"))
+    save_file({"weight": torch.empty(0, 3).half()}, tmp_path / "a.safetensors")
+    file = open_tensors(tmp_path / "a.safetensors")
+    fill.fill(module, {"weight": (file, "weight")}, torch.device("cpu"), torch.bfloat16)
+    assert module.weight.shape == (0, 3)
 
 
 @pytest.mark.parametrize(("stored", "wanted"), HALVES, ids=str)
@@ -477,8 +491,8 @@ def test_no_buffer_is_left_without_values() -> None:
         def dtypes(self) -> dict[str, str]:
             return {"weight": "F32"}
 
-        def read(self, name: str) -> Tensor:
-            return torch.ones(2)
+        def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
+            return torch.ones(2)[slice(*(rows or (None,)))]
 
     feeds: Any = {"weight": (File(), "weight")}
     with pytest.raises(WeightsError, match="no values for 'angles'"):

@@ -1,8 +1,8 @@
 """An empty module filled from files, strictly: every tensor accounted for, or an error with file and key.
 
 Names, shapes and dtypes are compared first, from headers alone, so that a wrong file costs no reading. Then
-each tensor is read, checked for NaN and Inf, moved to device and dtype and assigned, one at a time, on a CPU by each
-of torch's threads: the peak is the network plus one tensor for each, or a block of one where its dtype changes there.
+each tensor is read, checked for NaN and Inf, moved to device and dtype and assigned, one at a time: the peak is the
+network plus one tensor, or on a CPU, where torch's threads share the tensors, two blocks of one for each.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from rawdiff.errors import ResourceError, WeightsError
-from rawdiff.weights.header import DTYPES
 from rawdiff.weights.renames import plan_names
+from rawdiff.weights.room import room_for
 from rawdiff.weights.tensorfile import TensorFile
 
 __all__ = ["FLOAT_DTYPES", "check_finite", "fill", "listed", "plan_fill"]
@@ -95,14 +95,15 @@ def fill(
 
     Raises WeightsError (NaN, Inf, a value too large for `dtype`) and ResourceError (memory).
     """
+    on_cpu = device.type == "cpu"
     shapes = {name: tensor.shape for name, tensor in _tensors(module).items()}
-    dtypes = {file: file.dtypes() for file in {file for file, _ in feeds.values()}}
+    room = room_for(shapes, dtype) if on_cpu else {}
 
     def made(target: str) -> Tensor:
         file, name = feeds[target]
         try:
-            if device.type == "cpu" and DTYPES[dtypes[file][name]][0] != dtype:
-                return _by_blocks((file, name), shapes[target], dtype)
+            if on_cpu:
+                return _by_blocks((file, name), room[target])
             return _whole((file, name), device, dtype)
         except RuntimeError as error:  # out of memory among them
             reason = " ".join(str(error).split())[:120]
@@ -137,19 +138,18 @@ def _side_by_side(device: torch.device) -> Iterator[Callable[..., Iterable[Any]]
         torch.set_num_threads(count)  # which was set for all threads that begin from here on
 
 
-def _by_blocks(feed: tuple[TensorFile, str], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """A tensor of a file on the CPU as a `dtype` that is not its own, block after block.
+def _by_blocks(feed: tuple[TensorFile, str], made: Tensor) -> Tensor:
+    """`made`, on the CPU, filled with a tensor of a file block after block, each in memory that is used again.
 
     A whole tensor as it is in the file would be new memory, whose pages take longer to come by than its values to
-    convert.
+    check and convert.
     """
     file, name = feed
-    made = torch.empty(tuple(shape), dtype=dtype)
-    if not shape:
+    if not made.ndim:
         return _convert(file.read(name), made, feed)
-    rows = shape[0]
-    step = min(rows, _BLOCK * rows // max(1, made.numel()) or 1)
-    between = torch.empty((step, *shape[1:]))  # once a tensor, for the way by fp32
+    rows = made.shape[0]
+    step = max(1, min(rows, _BLOCK * rows // max(1, made.numel())))
+    between = torch.empty((step, *made.shape[1:]), dtype=torch.float32)  # once a tensor, for the way by fp32
     for first in range(0, rows, step):
         end = min(first + step, rows)
         _convert(file.read(name, (first, end)), made[first:end], feed, between[: end - first])
@@ -157,12 +157,9 @@ def _by_blocks(feed: tuple[TensorFile, str], shape: Sequence[int], dtype: torch.
 
 
 def _whole(feed: tuple[TensorFile, str], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """A tensor of a file on `device` as `dtype`; on the CPU, where it is one already, what was read."""
+    """A tensor of a file on a `device` that is no CPU, as `dtype`."""
     file, name = feed
     tensor = file.read(name)
-    if tensor.dtype == dtype and tensor.device == device:
-        check_finite(tensor, file.path, file.key(name))
-        return tensor
     return _convert(tensor, torch.empty(tensor.shape, dtype=dtype, device=device), feed)
 
 

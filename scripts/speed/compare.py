@@ -109,8 +109,8 @@ def measure(
             found[name]["error"] = float(off)
         say(f"{name}: first {'loop' if loops_only else 'picture'} {cold:.0f} ms")
         keep(found)
-    if device.type == "cuda":  # the memory that each arm's peak made the others give back is got again, untimed
-        for arm in made.values():
+    if device.type == "cuda":
+        for arm in made.values():  # get again, untimed, the memory that the next one's peak made it give back
             arm(not loops_only)
     names = list(made)
     for k in range(runs):
@@ -150,7 +150,7 @@ def _peak(arm: Arm, device: torch.device, loops_only: bool, before: int) -> floa
 
 def table(found: Mapping[str, Mapping[str, Any]], evaluations: int) -> str:
     """Markdown: times, evaluations a second, and ratios to the first arm with their 95% intervals."""
-    head = "| arm | loop ms (min / median / max) | it/s | picture ms | ratio of loops | 95% | first, ms | error | GiB added |"
+    head = "| arm | loop ms (min / median / max) | it/s | picture ms | ratio of loops | 95% | first | error | + GiB |"
     lines = [head, "|---" * 9 + "|"]
     base = next(iter(found.values()), {}).get("loop_ms", [])
     for name, of in found.items():
