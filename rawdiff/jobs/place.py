@@ -63,7 +63,9 @@ def start_probe(device: str | None, timings: bool, waited_ms: float = 0.0) -> Pr
 
 def open_workshop(place: Place, say: Say, probe: ProbeLike = NO_PROBE) -> Workshop:
     """The workshop for a place: `model`, else what RAWDIFF_MODEL names, else the embedded model."""
-    weights.use_real_cores(weights.choose_device(place.device))
+    device = weights.choose_device(place.device)
+    weights.use_real_cores(device)
+    weights.keep_freed_memory(device)
     return Workshop(
         named_model(place.model),
         nets=place.nets,

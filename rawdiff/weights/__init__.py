@@ -18,6 +18,7 @@ The story, from the outside in:
     lora        a LoRA's file; lora_alpha, lora_kinds: what it is; lora_layers: whose; adapters: into the weights
     embedding   a textual-inversion file
     devices     where to compute, in which precision, in how much memory; digests: SHA-256 of files
+    heap        what happens to memory that is let go of; room: memory for a network's weights
 
 diffusers and transformers are imported when a part is loaded, not before.
 """
@@ -29,6 +30,7 @@ from rawdiff.weights.defaults import Defaults, read_defaults, vae_dtype
 from rawdiff.weights.devices import check_memory, choose_device, choose_dtype, free_bytes, use_real_cores
 from rawdiff.weights.embedding import Embedding, check_trigger, read_embedding
 from rawdiff.weights.files import hashes, part_files, planned_bytes, planned_layers, read_config
+from rawdiff.weights.heap import keep_freed_memory
 from rawdiff.weights.hub import Hub
 from rawdiff.weights.lora import Lora, read_lora
 from rawdiff.weights.lora_layers import Layers
@@ -63,6 +65,7 @@ __all__ = [
     "free_bytes",
     "hashes",
     "is_file",
+    "keep_freed_memory",
     "load_controlnet",
     "load_scheduler",
     "load_text_encoder",

@@ -12,6 +12,7 @@ import torch
 from rawdiff.errors import ResourceError, UsageError
 from rawdiff.geometry import Size, format_size
 from rawdiff.nets.memory import TooLarge, least_bytes
+from rawdiff.weights.heap import give_back
 
 __all__ = ["DTYPE_NAMES", "check_memory", "choose_device", "choose_dtype", "free_bytes", "use_real_cores"]
 
@@ -115,10 +116,11 @@ def check_memory(
     `low` is for a run in little memory; `beside` are bytes that will be taken there for copies of weights, `made_with`
     what computes in torch's place.
     """
-    needed, free = (
-        least_bytes(unet, vae, size, batch, dtype.itemsize, guided=guided, low=low) + beside,
-        free_bytes(device),
-    )
+    needed = least_bytes(unet, vae, size, batch, dtype.itemsize, guided=guided, low=low) + beside
+    free = free_bytes(device)
+    if free is not None and needed > free and device.type == "cpu":
+        give_back()
+        free = free_bytes(device)
     if free is not None and needed > free:
         several = f" in a batch of {batch}" if batch > 1 else ""
         ways = [
