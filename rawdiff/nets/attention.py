@@ -164,7 +164,7 @@ def _attend(attention: Any, x: Tensor, text: Text | None, divide: bool) -> Tenso
         key, value = text.of(attention)
     else:
         key, value = project(attention, x if text is None else text)
-    query = _split(spread(query, len(key)).contiguous(), attention.heads)
+    query = _split(spread(query, key.shape[0]).contiguous(), attention.heads)
     seen = _attend_by(query, key, value)
     result: Tensor = attention.to_out[0](seen.transpose(1, 2).flatten(2).to(query.dtype))
     scale = attention.rescale_output_factor

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -29,9 +30,16 @@ __all__ = [
 ]
 
 
+_kinds: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+
+
 def kind(net: Any) -> str:
     """What a network is like, in every process: its class, and how many numbers its weights are."""
-    return f"{type(net).__name__} of {sum(weight.numel() for weight in net.parameters())}"
+    found = _kinds.get(net)
+    if found is None:
+        found = f"{type(net).__name__} of {sum(weight.numel() for weight in net.parameters())}"
+        _kinds[net] = found
+    return found
 
 
 @dataclass(frozen=True)

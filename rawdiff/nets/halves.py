@@ -16,14 +16,15 @@ __all__ = ["add_into", "plus", "spread"]
 
 def spread(x: Tensor, count: int) -> Tensor:
     """`x` [n,...] repeated to [count,...], a multiple of n; a view where it can be one."""
-    return x if len(x) == count else x.expand(count // len(x), *x.shape).flatten(0, 1)
+    own = x.shape[0]  # for which torch, asked for len(), takes as long as for a small sum
+    return x if own == count else x.expand(count // own, *x.shape).flatten(0, 1)
 
 
 def add_into(totals: Sequence[Tensor], terms: Sequence[Tensor]) -> list[Tensor]:
     """Each `total + term`, in the memory of the totals where they have the rows for it, and in one kernel."""
-    if all(len(total) >= len(term) for total, term in zip(totals, terms, strict=True)):
+    if all(total.shape[0] >= term.shape[0] for total, term in zip(totals, terms, strict=True)):
         views = [
-            t if len(t) in (1, len(a)) else spread(t, len(a)) for a, t in zip(totals, terms, strict=True)
+            t if t.shape[0] == 1 else spread(t, a.shape[0]) for a, t in zip(totals, terms, strict=True)
         ]
         torch._foreach_add_(list(totals), views)
         return list(totals)
@@ -32,7 +33,8 @@ def add_into(totals: Sequence[Tensor], terms: Sequence[Tensor]) -> list[Tensor]:
 
 def plus(a: Tensor, b: Tensor) -> Tensor:
     """`a + b`, [N,...], where one of them may stand for more than its own rows; it is not copied for that."""
-    small, large = (a, b) if len(a) < len(b) else (b, a)
-    if len(small) == len(large) or len(small) == 1:
+    own, others = a.shape[0], b.shape[0]
+    if own == others or own == 1 or others == 1:
         return a + b
-    return (large.view(-1, len(small), *large.shape[1:]) + small).flatten(0, 1)
+    small, large = (a, b) if own < others else (b, a)
+    return (large.view(-1, small.shape[0], *large.shape[1:]) + small).flatten(0, 1)

@@ -85,18 +85,18 @@ def forward(block: Any, x: Tensor, time: Time, divide: bool = False, skip: Tenso
     once. `divide` by the output scale even where that is 1.
     """
     shift = time.of(block) if isinstance(time, Shifts) else project(block, time)
-    if skip is not None and len(skip) < len(x) and _separable(block, x):
+    if skip is not None and skip.shape[0] < x.shape[0] and _separable(block, x):
         inner, past = _begin_apart(block, x, skip)
     else:
-        x = x if skip is None else torch.cat([x, spread(skip, len(x))], dim=1)
+        x = x if skip is None else torch.cat([x, spread(skip, x.shape[0])], dim=1)
         inner = block.conv1(block.nonlinearity(block.norm1(x)))
         past = x if block.conv_shortcut is None else block.conv_shortcut(x)
     if block.time_embedding_norm == "default":
         inner = block.norm2(plus(inner, shift))
     else:
-        rows = max(len(inner), len(shift))
+        rows = max(inner.shape[0], shift.shape[0])
         inner = spread(block.norm2(inner), rows)
-        factor, shift = (shift if len(shift) == 1 else spread(shift, rows)).chunk(2, dim=1)
+        factor, shift = (shift if shift.shape[0] == 1 else spread(shift, rows)).chunk(2, dim=1)
         inner = inner * (1 + factor) + shift
     result: Tensor = plus(past, block.conv2(block.nonlinearity(inner)))
     scale = block.output_scale_factor
