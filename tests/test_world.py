@@ -14,6 +14,8 @@ from scripts.embedded import metrics
 from scripts.embedded.captions import SHAPE_WORDS, caption, captions
 from scripts.embedded.data import mirror
 from scripts.embedded.palette import COLOURS, FLOORS, SHAPES, SKIES, oklab
+from scripts.embedded.text import load_tokenizer
+from scripts.embedded.twins import Exchanged, difference, exchanged
 from scripts.embedded.words import answers
 from scripts.embedded.world import MAX_OBJECTS, Renders, Scenes, render, sample_scenes
 
@@ -156,3 +158,43 @@ def test_answers_say_what_a_scene_holds() -> None:
             assert set(row[: len(COLOURS)].nonzero()[:, 0].tolist()) == asked
             assert set(row[len(COLOURS) :].nonzero()[:, 0].tolist()) == places
     assert true["shape"].sum() > 0
+
+
+def test_exchanged_scenes_differ_in_their_cubes_and_cylinders(scenes: Scenes, true: Renders) -> None:
+    other = exchanged(scenes)
+    cube, cylinder = SHAPES.index("cube"), SHAPES.index("cylinder")
+    assert torch.equal(other.kind == cube, scenes.kind == cylinder)
+    assert torch.equal(other.kind == cylinder, scenes.kind == cube)
+    for b in range(len(scenes)):
+        changed = ((scenes.kind[b] == cube) | (scenes.kind[b] == cylinder)).nonzero().flatten()
+        found = render(other[b : b + 1], NATIVE)
+        for k in range(MAX_OBJECTS):
+            same = torch.equal(found.ids == k, true.ids[b : b + 1] == k)
+            if scenes.kind[b, k] >= 0 and not len(changed):
+                assert same
+            if k in changed:
+                assert not same
+    twice = exchanged(other).kind
+    assert torch.equal(twice, scenes.kind)
+
+
+def test_captions_of_exchanged_scenes_name_their_shapes(scenes: Scenes) -> None:
+    tokenizer = load_tokenizer()
+    texts = captions(scenes, 7)
+    tokens = tokenizer(texts, padding="max_length", max_length=77, return_tensors="pt").input_ids
+    told, differs = Exchanged(tokenizer)(tokens, torch.full((len(tokens),), 600))
+    for b, text in enumerate(texts):
+        words = re.findall(r"[a-z]+", tokenizer.decode(told[b], skip_special_tokens=True))
+        kinds = [name for word in words for name, own in SHAPE_WORDS.items() if word in own]
+        other = exchanged(scenes[b : b + 1])
+        assert kinds == [SHAPES[int(k)] for k in other.kind[0] if k >= 0]
+        assert bool(differs[b]) == any(word in text for word in ("cube", "box", "cylinder", "drum"))
+    assert not Exchanged(tokenizer)(tokens, torch.full((len(tokens),), 990))[1].any()
+
+
+def test_twins_differ_in_v_by_what_their_noise_says() -> None:
+    g = torch.Generator().manual_seed(3)
+    x0, twin, x = (torch.randn(2, 4, 3, 3, generator=g, dtype=torch.float64) for _ in range(3))
+    a = torch.tensor([0.9, 0.05], dtype=torch.float64).view(-1, 1, 1, 1)
+    v = [a.sqrt() * (x - a.sqrt() * own) / (1 - a).sqrt() - (1 - a).sqrt() * own for own in (x0, twin)]
+    assert torch.allclose(difference(x0, twin, a), v[1] - v[0])

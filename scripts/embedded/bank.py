@@ -14,6 +14,7 @@ import torch
 from scripts.embedded.captions import captions
 from scripts.embedded.looks import LOOKS, draw
 from scripts.embedded.training import Progress, default_device, load_state, save_state, work_folder
+from scripts.embedded.twins import exchanged
 from scripts.embedded.world import Scenes, render, sample_scenes
 
 __all__ = ["load_bank", "make_bank"]
@@ -27,12 +28,16 @@ def make_bank(
     supersample: int,
     look: str | None = None,
     chunk: int = 1,
+    twins: bool = False,
 ) -> None:
     """Render `count` scenes of `seed` at `size` into one file: pictures and ids uint8, disparity fp16, captions.
 
-    With `look` the pictures are drawn in one of the looks of looks.py.
+    With `look` the pictures are drawn in one of the looks of looks.py; with `twins` the scenes are those of the bank
+    without it, cubes and cylinders exchanged.
     """
     scenes = sample_scenes(count, seed, size)
+    if twins:
+        scenes = exchanged(scenes)
     device = default_device()
     height, width = size
     picture = torch.empty(count, 3, height, width, dtype=torch.uint8)
@@ -69,10 +74,17 @@ def main() -> None:
     parser.add_argument("--size", default="128x128")
     parser.add_argument("--supersample", type=int, default=2)
     parser.add_argument("--look", choices=sorted(LOOKS))
+    parser.add_argument("--twins", action="store_true", help="with cubes and cylinders exchanged")
     args = parser.parse_args()
     width, height = map(int, args.size.split("x"))
     make_bank(
-        work_folder() / f"{args.name}.pt", args.count, args.seed, (height, width), args.supersample, args.look
+        work_folder() / f"{args.name}.pt",
+        args.count,
+        args.seed,
+        (height, width),
+        args.supersample,
+        args.look,
+        twins=args.twins,
     )
 
 

@@ -31,6 +31,7 @@ from scripts.embedded.fit import add_arguments, begin, fit
 from scripts.embedded.folder import SCHEDULE, load_committed
 from scripts.embedded.text import WIDTH, build_text_encoder, load_tokenizer
 from scripts.embedded.training import ASSETS, work_folder
+from scripts.embedded.twins import Exchanged, difference
 from scripts.embedded.words import Captions, Questions, losses
 
 UNET = {
@@ -163,10 +164,11 @@ class Objective:
         early: float = EARLY,
         inside: float = INSIDE,
         edges: float = 0.0,
+        exchanged: Exchanged | None = None,
     ) -> None:
         """An error inside an object counts `inside` times more, one at its outline `edges` times."""
         self.modules, self.device, self.early = modules, device, early
-        self.inside, self.edges = inside, edges
+        self.inside, self.edges, self.exchanged = inside, edges, exchanged
         betas = torch.linspace(SCHEDULE["beta_start"] ** 0.5, SCHEDULE["beta_end"] ** 0.5, 1000) ** 2
         self.alpha_bar = (1 - betas).cumprod(0).to(device)
 
@@ -177,10 +179,12 @@ class Objective:
         hints: Mapping[str, Tensor] | None,
         inside: Tensor,
         given: Tensor | None = None,
+        twin: Tensor | None = None,
     ) -> Tensor:
         """`hints`, each [S,3,8h,8w], are shown to the first S pictures, several at equal shares of one; `inside`
         [B,1,h,w] is the share of each latent that is an object's. `given` [B,5,h,w] are an inpainting UNet's further
-        channels; `inside` is then its mask."""
+        channels; `inside` is then its mask. `twin` is x0 of the exchanged scenes: told of them, the UNet has to predict
+        what differs, where no hint shows the shapes."""
         count = len(x0)
         t = torch.randint(1000, (count,), device=self.device)
         early = torch.rand(count, device=self.device) < self.early
@@ -190,7 +194,7 @@ class Objective:
         x = a.sqrt() * x0 + (1 - a).sqrt() * eps
         context = self.modules["text_encoder"](tokens).last_hidden_state
         residuals: dict[str, object] = {}
-        known = t < FOUND
+        known, shown = t < FOUND, 0
         if hints:
             shown = len(next(iter(hints.values())))
             known[:shown] = True
@@ -213,7 +217,18 @@ class Objective:
         weight = 1 + counts * known.view(-1, 1, 1, 1)
         out = self.modules["unet"](x, t, context, **residuals).sample
         v = a.sqrt() * eps - (1 - a).sqrt() * x0
-        return (weight * (out.float() - v).square()).mean()
+        loss = (weight * (out.float() - v).square()).mean()
+        if twin is None or self.exchanged is None:
+            return loss
+        told, rows = self.exchanged(tokens, t)
+        rows[:shown] = False
+        if not rows.any():
+            return loss
+        other = self.modules["text_encoder"](told[rows]).last_hidden_state
+        differs = self.modules["unet"](x[rows], t[rows], other).sample - out[rows]
+        true = difference(x0[rows], twin[rows], a[rows])
+        pairs = (1 + self.inside * inside[rows]) * (differs.float() - true).square()
+        return loss + pairs.mean() * len(pairs) / count
 
 
 def main() -> None:
@@ -231,6 +246,7 @@ def main() -> None:
     parser.add_argument("--early", type=float, default=EARLY, help="the share of the noisiest timesteps")
     parser.add_argument("--native", type=float, default=MIXED[0][1], help="the share of 128x128 in the mix")
     parser.add_argument("--inside", type=float, default=INSIDE, help="how much more errors in objects count")
+    parser.add_argument("--twins", metavar="BANK", help="unet128's scenes exchanged (see twins)")
     parser.add_argument(
         "--keep-words",
         action="store_true",
@@ -255,8 +271,10 @@ def main() -> None:
 
     def start(seed: int) -> Callable[[int], tuple[Tensor, int]]:
         plan = mix(args.native) if mixed else NATIVE
-        batches = Batches(plan, load_vae(device), load_tokenizer(), device, seed, team.rank)
-        objective = Objective(live, device, early=args.early, inside=args.inside)
+        batches = Batches(plan, load_vae(device), load_tokenizer(), device, seed, team.rank, twins=args.twins)
+        objective = Objective(
+            live, device, early=args.early, inside=args.inside, exchanged=Exchanged(load_tokenizer())
+        )
         asking = (
             None if questions is None else Captions(batches.banks[0].scenes, seed * 64 + team.rank, device)
         )
@@ -265,7 +283,7 @@ def main() -> None:
             x0, tokens, hints, inside = batches.draw()
             shown = int(args.hinted * len(x0) + random.Random(index).random()) if mixed else 0
             some = {kind: hint[:shown] for kind, hint in hints.items()} if shown else None
-            loss = objective(x0, tokens, some, inside)
+            loss = objective(x0, tokens, some, inside, twin=batches.twin)
             if questions is None or asking is None:
                 return loss, len(x0)
             asked, true = asking.draw(ASKED)

@@ -32,6 +32,7 @@ class Bank:
     inside: Tensor  # [N,1,h,w] fp16, the share of each latent that is an object's
     scenes: Scenes
     mirrored: Scenes
+    twins: Tensor | None = None  # as the latents, of the exchanged scenes (see `twins`)
 
 
 def mirror(scenes: Scenes) -> Scenes:
@@ -114,8 +115,13 @@ class Batches:
         seed: int,
         rank: int = 0,
         kinds: Sequence[str] = ("depth",),
+        twins: str | None = None,
     ) -> None:
+        """`twins` names the bank of the first bank's scenes exchanged."""
         self.banks = [encoded(name, vae, device, kinds) for name, _, _ in plan]
+        if twins is not None:
+            self.banks[0].twins = encoded(twins, vae, device).latents
+        self.twin: Tensor | None = None
         self.shares = torch.tensor([share for _, share, _ in plan])
         self.sizes = [batch for _, _, batch in plan]
         self.tokenizer, self.device = tokenizer, device
@@ -124,13 +130,17 @@ class Batches:
         self.rng = random.Random(seed * 64 + rank)
 
     def draw(self) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor]:
-        """x0 [B,4,h,w], token ids [B,77], hints by kind [B,3,8h,8w] in 0..1, objects' share of latents [B,1,h,w]."""
+        """x0 [B,4,h,w], token ids [B,77], hints by kind [B,3,8h,8w] in 0..1, objects' share of latents [B,1,h,w].
+
+        `twin` is then x0 of the exchanged scenes, where there are any.
+        """
         which = int(torch.multinomial(self.shares, 1, generator=self.choice))
         bank, count = self.banks[which], self.sizes[which]
         rows = torch.randint(len(bank.latents), (count,), generator=self.g)
         turned = torch.randint(2, (count,), generator=self.g)
         x0 = bank.latents[rows, turned].float()
         inside = bank.inside[rows].float()
+        self.twin = None if bank.twins is None else bank.twins[rows, turned].float().to(self.device)
         other = turned.view(-1, 1, 1, 1) == 1
         inside = torch.where(other, inside.flip(-1), inside)
         hints = {kind: _shown(kind, held[rows], other).to(self.device) for kind, held in bank.hints.items()}

@@ -23,6 +23,8 @@ from scripts.embedded.folder import load_committed
 from scripts.embedded.text import load_tokenizer
 from scripts.embedded.training import ASSETS
 
+EDGES = 4.0  # what a net adds is where things end
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -30,6 +32,7 @@ def main() -> None:
     )
     parser.add_argument("kinds", nargs="+", choices=[kind for kind in HINTS if kind != "depth"])
     parser.add_argument("--inside", type=float, default=INSIDE, help="how much more errors in objects count")
+    parser.add_argument("--edges", type=float, default=EDGES, help="how much more errors at outlines count")
     add_arguments(parser, minutes=30, rate=1e-3)
     args = parser.parse_args()
     team, device = begin(args)
@@ -52,7 +55,7 @@ def main() -> None:
         batches = Batches(
             MIXED, load_vae(device), load_tokenizer(), device, seed, team.rank, ["depth", *args.kinds]
         )
-        objective = Objective(live, device, inside=args.inside)
+        objective = Objective(live, device, inside=args.inside, edges=args.edges)
 
         def step(index: int) -> tuple[Tensor, int]:
             x0, tokens, hints, inside = batches.draw()
@@ -61,7 +64,7 @@ def main() -> None:
 
         return step
 
-    fit("nets", live, start, args, team)
+    fit("-".join(args.kinds), live, start, args, team)
 
 
 if __name__ == "__main__":
