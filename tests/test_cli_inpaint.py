@@ -104,7 +104,8 @@ def test_put_back_after_each_step(here: Path) -> None:
     assert "blend" not in images.read_recipe(loose)["picture"]["image"]
     again = rawdiff("gen", "--from", done).ok().lines[0]
     assert np.array_equal(pixels(done), pixels(again))
-    assert "what stays is put back after each step, and as it was decoded" in rawdiff("info", done).ok().out
+    assert "what stays is put back after each step, and not pasted back" in rawdiff("info", done).ok().out
+    assert "mask.png (the same), what stays is not pasted back" in rawdiff("info", loose).ok().out
     off = rawdiff("gen", "--from", done, "--no-blend").ok().lines[0]
     assert np.array_equal(pixels(off), pixels(loose))
     plain = small_folder(here / "plain", nets=())  # whose UNet has it put back in any case
@@ -134,11 +135,28 @@ def test_a_dry_run_tells_the_plan(here: Path) -> None:
     assert "image from room.png, strength 1" in done.lines
     assert "mask from mask.png, what stays is pasted back" in done.lines
     blended = rawdiff(*MASKED, "--no-paste", "--blend", "--dry-run").ok().lines
-    assert "mask from mask.png, what stays is put back after each step, and as it was decoded" in blended
+    assert "mask from mask.png, what stays is put back after each step, and not pasted back" in blended
+    loose = rawdiff(*MASKED, "--no-paste", "--dry-run").ok().lines
+    assert "mask from mask.png, what stays is not pasted back" in loose
     assert not (here / "output_images").exists()
     [line] = rawdiff(*MASKED, "--dry-run", "--json").ok().lines
     drawn = rawdiff(*MASKED).ok().lines[0]
     assert json.loads(line)["id"] == images.read_recipe(drawn)["id"]
+
+
+@pytest.mark.parametrize(
+    ("words", "pasted"),
+    [([], "pasted back"), (["--no-paste"], "not pasted back"), (["--blend"], "pasted back")],
+)
+def test_without_an_inpainting_unet_what_stays_is_put_back_and_a_plan_says_so(
+    here: Path, words: list[str], pasted: str
+) -> None:
+    """A recipe does not tell what UNet it was, and `info` says nothing of the steps that might be wrong."""
+    plain = small_folder(here / "plain", nets=())
+    planned = rawdiff(*MASKED, *words, "--model", plain, "--dry-run").ok().lines
+    assert f"mask from mask.png, what stays is put back after each step, and {pasted}" in planned
+    drawn = rawdiff(*MASKED, *words, "--model", plain).ok().lines[0]
+    assert f"mask.png (the same), what stays is {pasted}\n" in rawdiff("info", drawn).ok().out
 
 
 def test_several_pictures_each_as_alone(here: Path) -> None:

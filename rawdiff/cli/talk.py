@@ -57,7 +57,8 @@ def print_plan(job: Job, json_lines: bool) -> None:
     used: dict[str, Any] = job.picture.get("image") or {}
     for name in ("image", "mask"):
         if job.options.get(name) is not None:
-            more = f"strength {used['strength']:g}" if name == "image" else what_stays(used)
+            strength = f"strength {used['strength']:g}"
+            more = strength if name == "image" else what_stays(used, put_back=job.put_back)
             print(f"{name} from {job.options[name].name}, {more}")
     for control in job.controls:
         print(

@@ -16,10 +16,14 @@ from rawdiff.weights import digests
 __all__ = ["inspect", "lines", "what_stays"]
 
 
-def what_stays(image: Mapping[str, Any]) -> str:
-    """What becomes of what a mask keeps, by a recipe's account of an image."""
-    rest = "put back after each step, and " if image.get("blend") else ""
-    return f"what stays is {rest}" + ("pasted back" if image["paste"] else "as it was decoded")
+def what_stays(image: Mapping[str, Any], *, put_back: bool) -> str:
+    """What becomes of what a mask keeps, by a recipe's account of an image.
+
+    `put_back`: it is known to be put back after each step. A recipe says so (`blend`) of an inpainting UNet alone, and
+    not which UNet it was.
+    """
+    rest = "put back after each step, and " if put_back else ""
+    return f"what stays is {rest}" + ("pasted back" if image["paste"] else "not pasted back")
 
 
 def inspect(path: str | Path) -> dict[str, Any]:
@@ -105,7 +109,8 @@ def _recipe_pairs(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         image, used = found["image"], picture["image"]
         yield "image", f"{image['image']['path']} ({image['image']['now']}), strength {used['strength']:g}"
         if image["mask"] is not None:
-            yield "mask", f"{image['mask']['path']} ({image['mask']['now']}), {what_stays(used)}"
+            stays = what_stays(used, put_back="blend" in used)
+            yield "mask", f"{image['mask']['path']} ({image['mask']['now']}), {stays}"
     for control, given in zip(picture["controls"], found["inputs"], strict=True):
         made_of = ", made from it" if control["derive"] else ""
         window = f"weight {control['weight']:g}, {control['start']:g}-{control['end']:g}{made_of}"

@@ -40,6 +40,8 @@ class Job:
     picture: Mapping[str, Any]
     """What decides the pictures, but for the seed."""
     made: Mapping[str, Any]
+    put_back: bool
+    """Whether what a mask keeps is put back after each step."""
 
     def recipe(
         self, k: int, batch: tuple[int, int] = (0, 1), image: Image | None = None, *, tiled: bool = False

@@ -27,6 +27,7 @@ from rawdiff.limits import check_strength
 from rawdiff.nets.exact import without
 from rawdiff.nets.guidance import is_told
 from rawdiff.nets.text import check_clip_skip
+from rawdiff.nets.unet import INPAINT_CHANNELS
 from rawdiff.noise import check_seeds, random_seed
 from rawdiff.plan import check_guidance_end
 from rawdiff.probes import ProbeLike
@@ -103,7 +104,9 @@ class Planner:
         strength = check_strength(request.image, request.mask, request.strength, request.paste, request.blend)
         masked = request.mask is not None
         unet = unet_config(self.source, self.defaults, masked=masked)
-        extra = masked and is_extra(request.blend, unet.get("in_channels", 4))
+        channels = unet.get("in_channels", 4)
+        extra = masked and is_extra(request.blend, channels)
+        put_back = masked and (extra or channels != INPAINT_CHANNELS)
         end = 1.0 if request.guidance_end is None else float(request.guidance_end)
         check_guidance_end(end, distilled=is_told(unet))
         count = 1 if request.count is None else request.count
@@ -195,7 +198,7 @@ class Planner:
         options |= {"negative": negative, "guidance": guidance, **fitting}
         options |= {"loras": loras, "embeddings": embeddings, **second}
         made = {**origin, **recipe.tool(self.device, self.runner.made_with)}
-        return Job(request, size, seeds, controls, sampler, options, picture, made)
+        return Job(request, size, seeds, controls, sampler, options, picture, made, put_back)
 
     def _sampler(
         self, request: Request, recorded: Mapping[str, Any] | None

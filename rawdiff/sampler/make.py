@@ -103,8 +103,8 @@ def set_schedule(
     if getattr(scheduler, "num_inference_steps", 0) is None:
         scheduler.num_inference_steps = len(scheduler.timesteps)
     if timesteps is not None:
-        kept = {float(t) for t in scheduler.timesteps}
-        lost = [t for t in timesteps if float(t) not in kept]
+        taken = {float(t) for t in scheduler.timesteps}
+        lost = [t for t in timesteps if float(t) not in taken]
         if lost:
             raise UsageError(f"timesteps {lost}: {name} takes whole numbers")
     return scheduler

@@ -47,8 +47,7 @@ class SamplerTable:
         self.rows = tuple(rows)
         self.P, self.Q, self.R = P, Q, R
         self.weights = np.stack([row.weights for row in self.rows])  # [M, 1+k, 3+k]
-        for array in (P, Q, R, self.weights):  # a table may be several runs'
-            array.setflags(write=False)
+        self.weights.setflags(write=False)
         self.state_size = self.weights.shape[1] - 1
         self._host = self.weights.tolist()
         self._source = source
@@ -135,6 +134,8 @@ class _Source:
         sizes = np.array([np.hypot(*pair) for pair in found.level] + [1.0])
         sizes[~np.isfinite(sizes)] = 1.0
         W = realise(found.P, found.Q, found.R, sizes)
+        for array in (found.P, found.Q, found.R, W):  # a table may be several runs'
+            array.setflags(write=False)
         rows = []
         for i in range(count):
             signal, sigma = found.level[i]
