@@ -19,19 +19,19 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scripts.embedded.data import Batches, load_vae
 from scripts.embedded.fit import add_arguments, begin, fit
-from scripts.embedded.folder import SCHEDULE, load_committed
+from scripts.embedded.folder import load_committed
+from scripts.embedded.objective import EARLY, INSIDE, Objective
 from scripts.embedded.text import WIDTH, build_text_encoder, load_tokenizer
 from scripts.embedded.training import ASSETS, work_folder
-from scripts.embedded.twins import Exchanged, difference
+from scripts.embedded.twins import Exchanged
 from scripts.embedded.words import Captions, Questions, losses
 
 UNET = {
@@ -50,14 +50,7 @@ UNET = {
     "only_cross_attention": (True, False, False),
 }
 CONDITIONING = (8, 16, 32, 64)
-OFFSET = 0.4  # noise with a mean of its own, so that whether it is night is read from the words and not off the noise
-REGIONAL = (
-    0.2  # so each region of the native size in a larger picture: objects had colours read off the noise there
-)
-EARLY = 0.4  # the share of timesteps from the noisiest tenth, where the words decide the whole
 HINTED = 0.65  # the share of pictures whose depth map is shown, once the ControlNet learns
-INSIDE = 2.0  # how much more an error inside an object counts, where the map says which latents those are
-FOUND = 700  # below this timestep one sees where an object is: its errors may count more without a map too
 ASKED = 16  # captions about which the text encoder is asked at each step
 SHORT = 512  # up to so many keys plain attention is faster to train on a CPU than the fused kernel
 
@@ -132,103 +125,6 @@ def build() -> dict[str, nn.Module]:
                 nn.init.zeros_(part.weight)
                 nn.init.zeros_(part.bias)
     return {"text_encoder": build_text_encoder(load_tokenizer()), "unet": unet, "controlnet_depth": net}
-
-
-def noise_like(x: Tensor) -> Tensor:
-    """Noise for latents [B,4,h,w]: white, and with a mean of its own, as a whole and in each region of 16x16.
-
-    At the noisiest step a latent's signal is a fifteenth of its noise, yet over an object of a thousand latents the
-    white noise averages out: what is drawn from pure noise then has the colours that chance gave its regions.
-    """
-    count, channels, height, width = x.shape
-    eps = torch.randn_like(x) + OFFSET * torch.randn(count, channels, 1, 1, device=x.device)
-    native = UNET["sample_size"]
-    if max(height, width) > native:
-        cells = (-(-height // native) + 1, -(-width // native) + 1)
-        coarse = torch.randn(count, channels, *cells, device=x.device)
-        eps += REGIONAL * F.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=True)
-    return eps
-
-
-class Objective:
-    """The loss of one batch: the error of v at random timesteps (Salimans and Ho 2022, arXiv 2202.00512).
-
-    Predicting v rather than the noise decides what is large, the sky and its brightness, where a small network
-    that predicts noise leaves it to chance.
-    """
-
-    def __init__(
-        self,
-        modules: dict[str, nn.Module],
-        device: torch.device,
-        early: float = EARLY,
-        inside: float = INSIDE,
-        edges: float = 0.0,
-        exchanged: Exchanged | None = None,
-    ) -> None:
-        """An error inside an object counts `inside` times more, one at its outline `edges` times."""
-        self.modules, self.device, self.early = modules, device, early
-        self.inside, self.edges, self.exchanged = inside, edges, exchanged
-        betas = torch.linspace(SCHEDULE["beta_start"] ** 0.5, SCHEDULE["beta_end"] ** 0.5, 1000) ** 2
-        self.alpha_bar = (1 - betas).cumprod(0).to(device)
-
-    def __call__(
-        self,
-        x0: Tensor,
-        tokens: Tensor,
-        hints: Mapping[str, Tensor] | None,
-        inside: Tensor,
-        given: Tensor | None = None,
-        twin: Tensor | None = None,
-    ) -> Tensor:
-        """`hints`, each [S,3,8h,8w], are shown to the first S pictures, several at equal shares of one; `inside`
-        [B,1,h,w] is the share of each latent that is an object's. `given` [B,5,h,w] are an inpainting UNet's further
-        channels; `inside` is then its mask. `twin` is x0 of the exchanged scenes: told of them, the UNet has to predict
-        what differs, where no hint shows the shapes."""
-        count = len(x0)
-        t = torch.randint(1000, (count,), device=self.device)
-        early = torch.rand(count, device=self.device) < self.early
-        t = torch.where(early, 900 + t // 10, t)
-        eps = noise_like(x0)
-        a = self.alpha_bar[t].view(-1, 1, 1, 1)
-        x = a.sqrt() * x0 + (1 - a).sqrt() * eps
-        context = self.modules["text_encoder"](tokens).last_hidden_state
-        residuals: dict[str, object] = {}
-        known, shown = t < FOUND, 0
-        if hints:
-            shown = len(next(iter(hints.values())))
-            known[:shown] = True
-            each = [
-                self.modules[f"controlnet_{kind}"](
-                    x[:shown], t[:shown], context[:shown], hint, 1 / len(hints), return_dict=False
-                )
-                for kind, hint in hints.items()
-            ]
-            rest = (0, 0, 0, 0, 0, 0, 0, count - shown)
-            downs = zip(*(down for down, _ in each), strict=True)
-            residuals = {
-                "down_block_additional_residuals": [F.pad(sum(together), rest) for together in downs],
-                "mid_block_additional_residual": F.pad(sum(mid for _, mid in each), rest),
-            }
-        if given is not None:
-            x = torch.cat([x, given], dim=1)
-            known[:] = True
-        counts = self.inside * inside + self.edges * 4 * inside * (1 - inside)
-        weight = 1 + counts * known.view(-1, 1, 1, 1)
-        out = self.modules["unet"](x, t, context, **residuals).sample
-        v = a.sqrt() * eps - (1 - a).sqrt() * x0
-        loss = (weight * (out.float() - v).square()).mean()
-        if twin is None or self.exchanged is None:
-            return loss
-        told, rows = self.exchanged(tokens, t)
-        rows[:shown] = False
-        if not rows.any():
-            return loss
-        other = self.modules["text_encoder"](told[rows]).last_hidden_state
-        differs = self.modules["unet"](x[rows], t[rows], other).sample - out[rows]
-        true = difference(x0[rows], twin[rows], a[rows])
-        pairs = (1 + self.inside * inside[rows]) * (differs.float() - true).square()
-        return loss + pairs.mean() * len(pairs) / count
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ class Bank:
     inside: Tensor  # [N,1,h,w] fp16, the share of each latent that is an object's
     scenes: Scenes
     mirrored: Scenes
-    twins: Tensor | None = None  # as the latents, of the exchanged scenes (see `twins`)
+    twins: Tensor | None = None  # as the latents, of pictures paired with these
 
 
 def mirror(scenes: Scenes) -> Scenes:
@@ -117,7 +117,7 @@ class Batches:
         kinds: Sequence[str] = ("depth",),
         twins: str | None = None,
     ) -> None:
-        """`twins` names the bank of the first bank's scenes exchanged."""
+        """`twins` names a bank that pairs with the first: of its scenes exchanged, or in another look."""
         self.banks = [encoded(name, vae, device, kinds) for name, _, _ in plan]
         if twins is not None:
             self.banks[0].twins = encoded(twins, vae, device).latents
@@ -132,7 +132,7 @@ class Batches:
     def draw(self) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor]:
         """x0 [B,4,h,w], token ids [B,77], hints by kind [B,3,8h,8w] in 0..1, objects' share of latents [B,1,h,w].
 
-        `twin` is then x0 of the exchanged scenes, where there are any.
+        `twin` is then x0 of what is paired with them, if anything is.
         """
         which = int(torch.multinomial(self.shares, 1, generator=self.choice))
         bank, count = self.banks[which], self.sizes[which]

@@ -19,11 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scripts.embedded.bank import load_bank
-from scripts.embedded.base import UNET, Attention, Objective, build
+from scripts.embedded.base import UNET, Attention, build
 from scripts.embedded.captions import caption
 from scripts.embedded.data import EMPTY, encoded, load_vae
 from scripts.embedded.fit import add_arguments, begin, fit
 from scripts.embedded.folder import load_committed
+from scripts.embedded.objective import Objective
 from scripts.embedded.text import load_tokenizer
 from scripts.embedded.training import ASSETS
 from scripts.embedded.world import MAX_OBJECTS

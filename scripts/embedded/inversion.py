@@ -18,11 +18,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from scripts.embedded.base import Objective, build
+from scripts.embedded.base import build
 from scripts.embedded.captions import caption
 from scripts.embedded.data import load_vae
 from scripts.embedded.fit import add_arguments, begin, fit
 from scripts.embedded.folder import load_committed, write_index
+from scripts.embedded.objective import Objective
 from scripts.embedded.painting import true_renders
 from scripts.embedded.palette import COLOURS, SHAPES
 from scripts.embedded.text import load_tokenizer

@@ -1,28 +1,31 @@
 """Train a LoRA for one of the looks of looks.py, on the attention of UNet and text encoder.
 
     python -m scripts.embedded.bank look-paper --count 1500 --seed 4001 --look paper
+    python -m scripts.embedded.bank look-plain --count 1500 --seed 4001
     python -m scripts.embedded.lora paper --minutes 10 --install
 
 Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685): every projection W of an attention becomes W + up @ down, and
 only `down` [rank, in] and `up` [out, rank] learn. Captions say nothing of the look: at scale 1 every picture gets it.
-Most pictures are shown with their depth map, and errors at outlines count more, so that outlines keep to it.
+Most pictures are shown with their depth map, and errors at outlines count more, so that outlines keep to it. The same
+scenes in the world's own look (the bank look-plain) say what else there is to a picture than its look.
 Written twice, in kohya's layout and in diffusers'; alpha is the rank, so that both mean the same.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from scripts.embedded.base import EARLY, Objective, build
+from scripts.embedded.base import build
 from scripts.embedded.data import Batches, load_vae
 from scripts.embedded.fit import add_arguments, begin, fit
 from scripts.embedded.folder import load_committed, write_index
 from scripts.embedded.looks import LOOKS
+from scripts.embedded.objective import EARLY, FOUND, Objective
 from scripts.embedded.text import load_tokenizer
 
 RANKS = {"paper": 8, "chalk": 16}
@@ -81,6 +84,33 @@ class LoRA(nn.Module):
         return held
 
 
+class Restyled(Objective):
+    """The loss of a look: its picture is seen as the plain one is without the LoRA, but for what tells them apart.
+
+    What cannot be known of a noisy picture the model gets wrong in both, and that is nearly all of a look's error;
+    taken away, what is left to learn is the look alone, and outlines stay where the model draws them.
+    """
+
+    def __init__(self, lora: LoRA, modules: dict[str, nn.Module], device: torch.device, early: float) -> None:
+        super().__init__(modules, device, early=early, edges=EDGES)
+        self.lora = lora
+
+    def against(
+        self, x0: Tensor, plain: Tensor, tokens: Tensor, hints: Mapping[str, Tensor], inside: Tensor
+    ) -> Tensor:
+        """`x0` and `plain` are latents [B,4,h,w] of the same scenes in either look; the rest as in Objective."""
+        noised = self.noised(x0)
+        known = noised.t < FOUND
+        known[: len(next(iter(hints.values())))] = True
+        other = noised.a.sqrt() * plain + (1 - noised.a).sqrt() * noised.eps
+        self.lora.scale = 0.0
+        with torch.no_grad():
+            wrong = self.predict(other, noised.t, tokens, hints) - noised.v(plain)
+        self.lora.scale = 1.0
+        out = self.predict(noised.x, noised.t, tokens, hints)
+        return (self.weight(inside, known) * (out - noised.v(x0) - wrong).square()).mean()
+
+
 def _published(part: str, name: str) -> str:
     """A layer's name as published files have it: the text encoder's with `text_model.`"""
     return name if part == "unet" or name.startswith("text_model.") else f"text_model.{name}"
@@ -105,6 +135,7 @@ def main() -> None:
     )
     parser.add_argument("look", choices=sorted(LOOKS))
     add_arguments(parser, minutes=10, rate=2e-3)
+    parser.add_argument("--plain", default="look-plain", help="the bank of the same scenes without the look")
     parser.add_argument("--early", type=float, default=EARLY, help="the share of the noisiest timesteps")
     args = parser.parse_args()
     team, device = begin(args)
@@ -115,13 +146,15 @@ def main() -> None:
 
     def start(seed: int) -> Callable[[int], tuple[Tensor, int]]:
         plan = [(f"look-{args.look}", 1.0, 32)]
-        batches = Batches(plan, load_vae(device), load_tokenizer(), device, seed, team.rank)
-        objective = Objective(modules, device, early=args.early, edges=EDGES)
+        vae, tokenizer = load_vae(device), load_tokenizer()
+        batches = Batches(plan, vae, tokenizer, device, seed, team.rank, twins=args.plain)
+        objective = Restyled(lora, modules, device, args.early)
 
         def step(index: int) -> tuple[Tensor, int]:
             x0, tokens, hints, inside = batches.draw()
             shown = {kind: hint[: int(HINTED * len(x0))] for kind, hint in hints.items()}
-            return objective(x0, tokens, shown, inside), len(x0)
+            assert batches.twin is not None
+            return objective.against(x0, batches.twin, tokens, shown, inside), len(x0)
 
         return step
 

@@ -16,10 +16,11 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from scripts.embedded.base import INSIDE, MIXED, Objective, build, new_net
+from scripts.embedded.base import MIXED, build, new_net
 from scripts.embedded.data import HINTS, Batches, load_vae
 from scripts.embedded.fit import add_arguments, begin, fit
 from scripts.embedded.folder import load_committed
+from scripts.embedded.objective import INSIDE, Objective
 from scripts.embedded.text import load_tokenizer
 from scripts.embedded.training import ASSETS
 

@@ -1,0 +1,150 @@
+"""What UNets and ControlNets learn from one batch: the error of v at random timesteps, more of it where objects are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scripts.embedded.folder import SCHEDULE
+from scripts.embedded.twins import Exchanged, difference
+
+__all__ = ["EARLY", "INSIDE", "Noised", "Objective", "noise_like"]
+
+NATIVE = 16  # latents a side, of a region that has noise with a mean of its own
+OFFSET = 0.4  # noise with a mean of its own, so that whether it is night is read from the words and not off the noise
+REGIONAL = 0.2  # so each region of a larger picture: objects had colours read off the noise there
+EARLY = 0.4  # the share of timesteps from the noisiest tenth, where the words decide the whole
+INSIDE = 2.0  # how much more an error inside an object counts, where the map says which latents those are
+FOUND = 700  # below this timestep one sees where an object is: its errors may count more without a map too
+
+
+def noise_like(x: Tensor) -> Tensor:
+    """Noise for latents [B,4,h,w]: white, and with a mean of its own, as a whole and in each region of 16x16.
+
+    At the noisiest step a latent's signal is a fifteenth of its noise, yet over an object of a thousand latents the
+    white noise averages out: what is drawn from pure noise then has the colours that chance gave its regions.
+    """
+    count, channels, height, width = x.shape
+    eps = torch.randn_like(x) + OFFSET * torch.randn(count, channels, 1, 1, device=x.device)
+    if max(height, width) > NATIVE:
+        cells = (-(-height // NATIVE) + 1, -(-width // NATIVE) + 1)
+        coarse = torch.randn(count, channels, *cells, device=x.device)
+        eps += REGIONAL * F.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=True)
+    return eps
+
+
+class Noised(NamedTuple):
+    """Latents on their way to noise: x = sqrt(a) x0 + sqrt(1 - a) eps."""
+
+    t: Tensor  # [B] timesteps
+    a: Tensor  # [B,1,1,1], the share of the signal (alpha bar)
+    eps: Tensor  # [B,4,h,w]
+    x: Tensor  # [B,4,h,w]
+
+    def v(self, x0: Tensor) -> Tensor:
+        """What there is to predict."""
+        return self.a.sqrt() * self.eps - (1 - self.a).sqrt() * x0
+
+
+class Objective:
+    """The loss of one batch: the error of v at random timesteps (Salimans and Ho 2022, arXiv 2202.00512).
+
+    Predicting v rather than the noise decides what is large, the sky and its brightness, where a small network
+    that predicts noise leaves it to chance.
+    """
+
+    def __init__(
+        self,
+        modules: dict[str, nn.Module],
+        device: torch.device,
+        early: float = EARLY,
+        inside: float = INSIDE,
+        edges: float = 0.0,
+        exchanged: Exchanged | None = None,
+    ) -> None:
+        """An error inside an object counts `inside` times more, one at its outline `edges` times."""
+        self.modules, self.device, self.early = modules, device, early
+        self.inside, self.edges, self.exchanged = inside, edges, exchanged
+        betas = torch.linspace(SCHEDULE["beta_start"] ** 0.5, SCHEDULE["beta_end"] ** 0.5, 1000) ** 2
+        self.alpha_bar = (1 - betas).cumprod(0).to(device)
+
+    def noised(self, x0: Tensor) -> Noised:
+        """x0 [B,4,h,w] at random timesteps."""
+        t = torch.randint(1000, (len(x0),), device=self.device)
+        early = torch.rand(len(x0), device=self.device) < self.early
+        t = torch.where(early, 900 + t // 10, t)
+        a = self.alpha_bar[t].view(-1, 1, 1, 1)
+        eps = noise_like(x0)
+        return Noised(t, a, eps, a.sqrt() * x0 + (1 - a).sqrt() * eps)
+
+    def predict(
+        self,
+        x: Tensor,
+        t: Tensor,
+        tokens: Tensor,
+        hints: Mapping[str, Tensor] | None = None,
+        given: Tensor | None = None,
+    ) -> Tensor:
+        """The UNet's v [B,4,h,w]; `hints`, each [S,3,8h,8w], are shown to the first S pictures, several at equal
+        shares of one; `given` [B,5,h,w] are an inpainting UNet's further channels."""
+        context = self.modules["text_encoder"](tokens).last_hidden_state
+        residuals: dict[str, object] = {}
+        if hints:
+            shown = len(next(iter(hints.values())))
+            each = [
+                self.modules[f"controlnet_{kind}"](
+                    x[:shown], t[:shown], context[:shown], hint, 1 / len(hints), return_dict=False
+                )
+                for kind, hint in hints.items()
+            ]
+            rest = (0, 0, 0, 0, 0, 0, 0, len(x) - shown)
+            downs = zip(*(down for down, _ in each), strict=True)
+            residuals = {
+                "down_block_additional_residuals": [F.pad(sum(together), rest) for together in downs],
+                "mid_block_additional_residual": F.pad(sum(mid for _, mid in each), rest),
+            }
+        whole = x if given is None else torch.cat([x, given], dim=1)
+        out: Tensor = self.modules["unet"](whole, t, context, **residuals).sample
+        return out.float()
+
+    def weight(self, inside: Tensor, known: Tensor) -> Tensor:
+        """How much an error counts [B,1,h,w], by the share of each latent that is an object's, where that is `known`
+        [B] from what the network is shown."""
+        counts = self.inside * inside + self.edges * 4 * inside * (1 - inside)
+        return 1 + counts * known.view(-1, 1, 1, 1)
+
+    def __call__(
+        self,
+        x0: Tensor,
+        tokens: Tensor,
+        hints: Mapping[str, Tensor] | None,
+        inside: Tensor,
+        given: Tensor | None = None,
+        twin: Tensor | None = None,
+    ) -> Tensor:
+        """`inside` [B,1,h,w] is the share of each latent that is an object's; with `given` its mask.
+
+        `twin` is x0 of the exchanged scenes: told of them, the UNet has to predict what differs, where no hint shows
+        the shapes.
+        """
+        noised = self.noised(x0)
+        known, shown = noised.t < FOUND, 0
+        if hints:
+            shown = len(next(iter(hints.values())))
+        known[: len(x0) if given is not None else shown] = True
+        out = self.predict(noised.x, noised.t, tokens, hints, given)
+        loss = (self.weight(inside, known) * (out - noised.v(x0)).square()).mean()
+        if twin is None or self.exchanged is None:
+            return loss
+        told, rows = self.exchanged(tokens, noised.t)
+        rows[:shown] = False
+        if not rows.any():
+            return loss
+        differs = self.predict(noised.x[rows], noised.t[rows], told[rows]) - out[rows]
+        true = difference(x0[rows], twin[rows], noised.a[rows])
+        pairs = (1 + self.inside * inside[rows]) * (differs - true).square()
+        return loss + pairs.mean() * len(pairs) / len(x0)
