@@ -12,13 +12,16 @@ from safetensors import safe_open
 import rawdiff
 from rawdiff import Control, Model, Run
 from scripts.embedded import metrics
+from scripts.embedded.base import build
 from scripts.embedded.captions import captions
+from scripts.embedded.folder import load_committed
 from scripts.embedded.inversion import WORD
 from scripts.embedded.looks import LOOKS
-from scripts.embedded.lora import RANKS
+from scripts.embedded.lora import RANKS, LoRA, Restyled
 from scripts.embedded.painting import Painter, pixels
 from scripts.embedded.palette import COLOURS
 from scripts.embedded.steering import Scene, scene
+from scripts.embedded.text import load_tokenizer
 from scripts.embedded.training import ASSETS
 from tests.lora_files import same, state
 from tests.reference import grey_levels, silent
@@ -196,3 +199,22 @@ def test_what_is_asked_for_in_a_hole_is_painted_there(model: Model) -> None:
         outside = (mask == 0).numpy()
         assert np.array_equal(pixels(made[k])[outside], pictures[k][outside])
     assert right >= 4
+
+
+def test_a_look_is_learnt_from_what_tells_two_pictures_apart() -> None:
+    modules = build()
+    load_committed(modules)
+    for module in modules.values():
+        module.eval().requires_grad_(False)
+    lora = LoRA(modules, 4)
+    objective = Restyled(lora, modules, torch.device("cpu"), early=0.2)
+    g = torch.Generator().manual_seed(5)
+    plain, look = (torch.randn(3, 4, 16, 16, generator=g) for _ in range(2))
+    tokens = load_tokenizer()([PROMPT] * 3, padding="max_length", max_length=77, return_tensors="pt")
+    given = tokens.input_ids, {"depth": torch.rand(2, 3, *NATIVE)}, torch.rand(3, 1, 16, 16)
+    assert objective.against(plain, plain, *given).item() == 0.0  # not that the model knew these pictures
+    loss = objective.against(look, plain, *given)
+    loss.backward()
+    assert loss.item() > 0.1
+    assert all(up.grad is not None and bool(up.grad.any()) for up in lora.up)
+    assert lora.scale == 1.0
