@@ -207,11 +207,15 @@ def test_a_look_is_learnt_from_what_tells_two_pictures_apart() -> None:
     for module in modules.values():
         module.eval().requires_grad_(False)
     lora = LoRA(modules, 4)
-    objective = Restyled(lora, modules, torch.device("cpu"), early=0.2)
+    tokenizer = load_tokenizer()
+    empty, tokens = (
+        tokenizer([text] * 3, padding="max_length", max_length=77, return_tensors="pt").input_ids
+        for text in ("", PROMPT)
+    )
+    objective = Restyled(lora, modules, torch.device("cpu"), 0.2, empty[:1])
     g = torch.Generator().manual_seed(5)
     plain, look = (torch.randn(3, 4, 16, 16, generator=g) for _ in range(2))
-    tokens = load_tokenizer()([PROMPT] * 3, padding="max_length", max_length=77, return_tensors="pt")
-    given = tokens.input_ids, {"depth": torch.rand(2, 3, *NATIVE)}, torch.rand(3, 1, 16, 16)
+    given = tokens, {"depth": torch.rand(2, 3, *NATIVE)}, torch.rand(3, 1, 16, 16)
     assert objective.against(plain, plain, *given).item() == 0.0  # not that the model knew these pictures
     loss = objective.against(look, plain, *given)
     loss.backward()

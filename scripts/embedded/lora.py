@@ -33,7 +33,9 @@ RANKS = {"paper": 8, "chalk": 16}
 HINTED = 0.75
 """The share of pictures that are shown with their map."""
 EDGES = 3.0
-STRENGTH = {"chalk": 0.5}
+GUIDANCE = 3.0
+"""What the embedded model draws with."""
+STRENGTH = {"chalk": 0.7}
 """What of the learned change is called scale 1, where all of it costs more of the content than the look needs."""
 UNET = ("to_q", "to_k", "to_v", "to_out.0")
 TEXT = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -88,12 +90,16 @@ class Restyled(Objective):
     """The loss of a look: its picture is seen as the plain one is without the LoRA, but for what tells them apart.
 
     What cannot be known of a noisy picture the model gets wrong in both, and that is nearly all of a look's error;
-    taken away, what is left to learn is the look alone, and outlines stay where the model draws them.
+    taken away, what is left to learn is the look alone. It is learnt as pictures are drawn, with guidance, which makes
+    three times as much of what caption and LoRA do together: else everything glows.
     """
 
-    def __init__(self, lora: LoRA, modules: dict[str, nn.Module], device: torch.device, early: float) -> None:
+    def __init__(
+        self, lora: LoRA, modules: dict[str, nn.Module], device: torch.device, early: float, empty: Tensor
+    ) -> None:
+        """`empty` are the empty caption's token ids [1,T]."""
         super().__init__(modules, device, early=early, edges=EDGES)
-        self.lora = lora
+        self.lora, self.empty = lora, empty
 
     def against(
         self, x0: Tensor, plain: Tensor, tokens: Tensor, hints: Mapping[str, Tensor], inside: Tensor
@@ -103,12 +109,16 @@ class Restyled(Objective):
         known = noised.t < FOUND
         known[: len(next(iter(hints.values())))] = True
         other = noised.a.sqrt() * plain + (1 - noised.a).sqrt() * noised.eps
-        self.lora.scale = 0.0
-        with torch.no_grad():
-            wrong = self.predict(other, noised.t, tokens, hints) - noised.v(plain)
-        self.lora.scale = 1.0
-        out = self.predict(noised.x, noised.t, tokens, hints)
-        return (self.weight(inside, known) * (out - noised.v(x0) - wrong).square()).mean()
+        errors = []
+        for said in (self.empty.expand_as(tokens), tokens):
+            self.lora.scale = 0.0
+            with torch.no_grad():
+                wrong = self.predict(other, noised.t, said, hints) - noised.v(plain)
+            self.lora.scale = 1.0
+            errors.append(self.predict(noised.x, noised.t, said, hints) - noised.v(x0) - wrong)
+        uncond, cond = errors
+        guided = uncond + GUIDANCE * (cond - uncond)
+        return (self.weight(inside, known) * (guided.square() + uncond.square())).mean()
 
 
 def _published(part: str, name: str) -> str:
@@ -135,6 +145,7 @@ def main() -> None:
     )
     parser.add_argument("look", choices=sorted(LOOKS))
     add_arguments(parser, minutes=10, rate=2e-3)
+    parser.add_argument("--batch", type=int, default=16, metavar="N")
     parser.add_argument("--plain", default="look-plain", help="the bank of the same scenes without the look")
     parser.add_argument("--early", type=float, default=EARLY, help="the share of the noisiest timesteps")
     args = parser.parse_args()
@@ -145,10 +156,11 @@ def main() -> None:
     lora = LoRA(modules, RANKS[args.look]).to(device)
 
     def start(seed: int) -> Callable[[int], tuple[Tensor, int]]:
-        plan = [(f"look-{args.look}", 1.0, 32)]
+        plan = [(f"look-{args.look}", 1.0, args.batch)]
         vae, tokenizer = load_vae(device), load_tokenizer()
         batches = Batches(plan, vae, tokenizer, device, seed, team.rank, twins=args.plain)
-        objective = Restyled(lora, modules, device, args.early)
+        empty = tokenizer([""], padding="max_length", max_length=77, return_tensors="pt").input_ids
+        objective = Restyled(lora, modules, device, args.early, empty.to(device))
 
         def step(index: int) -> tuple[Tensor, int]:
             x0, tokens, hints, inside = batches.draw()
