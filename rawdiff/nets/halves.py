@@ -23,9 +23,7 @@ def spread(x: Tensor, count: int) -> Tensor:
 def add_into(totals: Sequence[Tensor], terms: Sequence[Tensor]) -> list[Tensor]:
     """Each `total + term`, in the memory of the totals where they have the rows for it, and in one kernel."""
     if all(total.shape[0] >= term.shape[0] for total, term in zip(totals, terms, strict=True)):
-        views = [
-            t if t.shape[0] == 1 else spread(t, a.shape[0]) for a, t in zip(totals, terms, strict=True)
-        ]
+        views = [t if t.shape[0] == 1 else spread(t, a.shape[0]) for a, t in zip(totals, terms, strict=True)]
         torch._foreach_add_(list(totals), views)
         return list(totals)
     return [plus(a, t) for a, t in zip(totals, terms, strict=True)]
