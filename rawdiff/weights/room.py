@@ -25,12 +25,12 @@ def room_for(shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> dict[st
 
     Raises ResourceError.
     """
-    places: dict[str, int] = {}
+    places: dict[str, tuple[int, int]] = {}  # where each begins, and how many numbers it holds
     end = 0
     for name, shape in shapes.items():
-        places[name] = end
-        size_bytes = torch.Size(shape).numel() * dtype.itemsize
-        end += -(-size_bytes // _ALIGNED) * _ALIGNED
+        count = torch.Size(shape).numel()
+        places[name] = end, count
+        end += -(-count * dtype.itemsize // _ALIGNED) * _ALIGNED
     if end == 0 or not hasattr(mmap, "MADV_HUGEPAGE"):  # not Linux
         return {name: torch.empty(tuple(shape), dtype=dtype) for name, shape in shapes.items()}
     try:
@@ -39,8 +39,8 @@ def room_for(shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> dict[st
         raise ResourceError(f"no memory for weights of {end} bytes") from error
     stretch.madvise(mmap.MADV_HUGEPAGE)
     return {
-        name: torch.frombuffer(stretch, dtype=dtype, count=torch.Size(shape).numel(), offset=at).view(shape)
-        if torch.Size(shape).numel()
-        else torch.empty(tuple(shape), dtype=dtype)
-        for (name, shape), at in zip(shapes.items(), places.values(), strict=True)
+        name: torch.frombuffer(stretch, dtype=dtype, count=count, offset=at).view(shapes[name])
+        if count
+        else torch.empty(tuple(shapes[name]), dtype=dtype)
+        for name, (at, count) in places.items()
     }

@@ -25,7 +25,7 @@ from scripts.embedded.data import Batches, load_vae
 from scripts.embedded.fit import add_arguments, begin, fit
 from scripts.embedded.folder import load_committed, write_index
 from scripts.embedded.looks import LOOKS
-from scripts.embedded.objective import EARLY, FOUND, Objective
+from scripts.embedded.objective import EARLY, Objective, shown_to
 from scripts.embedded.text import load_tokenizer
 
 RANKS = {"paper": 8, "chalk": 16}
@@ -106,19 +106,17 @@ class Restyled(Objective):
     ) -> Tensor:
         """`x0` and `plain` are latents [B,4,h,w] of the same scenes in either look; the rest as in Objective."""
         noised = self.noised(x0)
-        known = noised.t < FOUND
-        known[: len(next(iter(hints.values())))] = True
-        other = noised.a.sqrt() * plain + (1 - noised.a).sqrt() * noised.eps
         errors = []
         for said in (self.empty.expand_as(tokens), tokens):
             self.lora.scale = 0.0
             with torch.no_grad():
-                wrong = self.predict(other, noised.t, said, hints) - noised.v(plain)
+                wrong = self.predict(noised.x(plain), noised.t, said, hints) - noised.v(plain)
             self.lora.scale = 1.0
-            errors.append(self.predict(noised.x, noised.t, said, hints) - noised.v(x0) - wrong)
+            errors.append(self.predict(noised.x(x0), noised.t, said, hints) - noised.v(x0) - wrong)
         uncond, cond = errors
         guided = uncond + GUIDANCE * (cond - uncond)
-        return (self.weight(inside, known) * (guided.square() + uncond.square())).mean()
+        weight = self.weight(inside, noised.t, shown_to(hints))
+        return (weight * (guided.square() + uncond.square())).mean()
 
 
 def _published(part: str, name: str) -> str:

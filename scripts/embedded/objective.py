@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from scripts.embedded.folder import SCHEDULE
 from scripts.embedded.twins import Exchanged, difference
 
-__all__ = ["EARLY", "INSIDE", "Noised", "Objective", "noise_like"]
+__all__ = ["EARLY", "INSIDE", "Noised", "Objective", "noise_like", "shown_to"]
 
 NATIVE = 16  # latents a side, of a region that has noise with a mean of its own
 OFFSET = 0.4  # noise with a mean of its own, so that whether it is night is read from the words and not off the noise
@@ -43,11 +43,19 @@ class Noised(NamedTuple):
     t: Tensor  # [B] timesteps
     a: Tensor  # [B,1,1,1], the share of the signal (alpha bar)
     eps: Tensor  # [B,4,h,w]
-    x: Tensor  # [B,4,h,w]
+
+    def x(self, x0: Tensor) -> Tensor:
+        """What the networks see of these latents."""
+        return self.a.sqrt() * x0 + (1 - self.a).sqrt() * self.eps
 
     def v(self, x0: Tensor) -> Tensor:
         """What there is to predict."""
         return self.a.sqrt() * self.eps - (1 - self.a).sqrt() * x0
+
+
+def shown_to(hints: Mapping[str, Tensor] | None) -> int:
+    """To how many pictures, the first ones, hints are shown."""
+    return len(next(iter(hints.values()))) if hints else 0
 
 
 class Objective:
@@ -78,8 +86,7 @@ class Objective:
         early = torch.rand(len(x0), device=self.device) < self.early
         t = torch.where(early, 900 + t // 10, t)
         a = self.alpha_bar[t].view(-1, 1, 1, 1)
-        eps = noise_like(x0)
-        return Noised(t, a, eps, a.sqrt() * x0 + (1 - a).sqrt() * eps)
+        return Noised(t, a, noise_like(x0))
 
     def predict(
         self,
@@ -94,7 +101,7 @@ class Objective:
         context = self.modules["text_encoder"](tokens).last_hidden_state
         residuals: dict[str, object] = {}
         if hints:
-            shown = len(next(iter(hints.values())))
+            shown = shown_to(hints)
             each = [
                 self.modules[f"controlnet_{kind}"](
                     x[:shown], t[:shown], context[:shown], hint, 1 / len(hints), return_dict=False
@@ -111,9 +118,11 @@ class Objective:
         out: Tensor = self.modules["unet"](whole, t, context, **residuals).sample
         return out.float()
 
-    def weight(self, inside: Tensor, known: Tensor) -> Tensor:
-        """How much an error counts [B,1,h,w], by the share of each latent that is an object's, where that is `known`
-        [B] from what the network is shown."""
+    def weight(self, inside: Tensor, t: Tensor, shown: int) -> Tensor:
+        """How much an error counts [B,1,h,w], by the share of each latent that is an object's, where that can be known:
+        of the first `shown` pictures, and at low noise."""
+        known = t < FOUND
+        known[:shown] = True
         counts = self.inside * inside + self.edges * 4 * inside * (1 - inside)
         return 1 + counts * known.view(-1, 1, 1, 1)
 
@@ -131,20 +140,18 @@ class Objective:
         `twin` is x0 of the exchanged scenes: told of them, the UNet has to predict what differs, where no hint shows
         the shapes.
         """
-        noised = self.noised(x0)
-        known, shown = noised.t < FOUND, 0
-        if hints:
-            shown = len(next(iter(hints.values())))
-        known[: len(x0) if given is not None else shown] = True
-        out = self.predict(noised.x, noised.t, tokens, hints, given)
-        loss = (self.weight(inside, known) * (out - noised.v(x0)).square()).mean()
+        noised, shown = self.noised(x0), shown_to(hints)
+        x = noised.x(x0)
+        out = self.predict(x, noised.t, tokens, hints, given)
+        weight = self.weight(inside, noised.t, shown if given is None else len(x0))
+        loss = (weight * (out - noised.v(x0)).square()).mean()
         if twin is None or self.exchanged is None:
             return loss
         told, rows = self.exchanged(tokens, noised.t)
         rows[:shown] = False
         if not rows.any():
             return loss
-        differs = self.predict(noised.x[rows], noised.t[rows], told[rows]) - out[rows]
+        differs = self.predict(x[rows], noised.t[rows], told[rows]) - out[rows]
         true = difference(x0[rows], twin[rows], noised.a[rows])
         pairs = (1 + self.inside * inside[rows]) * (differs - true).square()
         return loss + pairs.mean() * len(pairs) / len(x0)
