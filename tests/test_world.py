@@ -6,13 +6,15 @@ import math
 import random
 import re
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
 
-from scripts.embedded import metrics
+from scripts.embedded import data, metrics
+from scripts.embedded.bank import load_bank
 from scripts.embedded.captions import SHAPE_WORDS, caption, captions
-from scripts.embedded.data import mirror
+from scripts.embedded.data import Bank, mirror
 from scripts.embedded.palette import COLOURS, FLOORS, SHAPES, SKIES, oklab
 from scripts.embedded.text import load_tokenizer
 from scripts.embedded.twins import Exchanged, difference, exchanged
@@ -190,6 +192,27 @@ def test_captions_of_exchanged_scenes_name_their_shapes(scenes: Scenes) -> None:
         assert kinds == [SHAPES[int(k)] for k in other.kind[0] if k >= 0]
         assert bool(differs[b]) == any(word in text for word in ("cube", "box", "cylinder", "drum"))
     assert not Exchanged(tokenizer)(tokens, torch.full((len(tokens),), 990))[1].any()
+
+
+def test_twins_of_other_scenes_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    held = {
+        "one": sample_scenes(6, 1),
+        "twins": exchanged(sample_scenes(6, 1)),
+        "others": sample_scenes(7, 1),
+    }
+
+    def opened(name: str, *rest: object) -> Bank:
+        some = torch.zeros(len(held[name]), 1)
+        return Bank(some, {}, some, held[name], mirror(held[name]))
+
+    monkeypatch.setattr(data, "encoded", opened)
+    plan, given = [("one", 1.0, 2)], (torch.nn.Identity(), None, torch.device("cpu"), 0)
+    assert data.Batches(plan, *given, twins="twins").banks[0].twins is not None
+    with pytest.raises(SystemExit, match="others: other scenes than one's"):
+        data.Batches(plan, *given, twins="others")
+    monkeypatch.setenv("RAWDIFF_TRAINING", str(tmp_path))
+    with pytest.raises(SystemExit, match="none.pt: no such bank"):
+        load_bank("none")
 
 
 def test_twins_differ_in_v_by_what_their_noise_says() -> None:

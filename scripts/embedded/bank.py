@@ -59,7 +59,10 @@ def make_bank(
 
 def load_bank(name: str) -> dict:
     """The bank's tensors, its captions and its `Scenes`."""
-    bank = load_state(work_folder() / f"{name}.pt")
+    path = work_folder() / f"{name}.pt"
+    if not path.exists():
+        raise SystemExit(f"{path}: no such bank; render it: python -m scripts.embedded.bank {name} --help")
+    bank = load_state(path)
     bank["scenes"] = Scenes(**bank["scenes"])
     return bank
 

@@ -120,7 +120,12 @@ class Batches:
         """`twins` names a bank that pairs with the first: of its scenes exchanged, or in another look."""
         self.banks = [encoded(name, vae, device, kinds) for name, _, _ in plan]
         if twins is not None:
-            self.banks[0].twins = encoded(twins, vae, device).latents
+            pairs = encoded(twins, vae, device)
+            if not torch.equal(pairs.scenes.centre, self.banks[0].scenes.centre):
+                raise SystemExit(
+                    f"{twins}: other scenes than {plan[0][0]}'s, expected its --count and --seed"
+                )
+            self.banks[0].twins = pairs.latents
         self.twin: Tensor | None = None
         self.shares = torch.tensor([share for _, share, _ in plan])
         self.sizes = [batch for _, _, batch in plan]
