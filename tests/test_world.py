@@ -211,7 +211,7 @@ def test_twins_of_other_scenes_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_
     with pytest.raises(SystemExit, match="others: other scenes than one's"):
         data.Batches(plan, *given, twins="others")
     monkeypatch.setenv("RAWDIFF_TRAINING", str(tmp_path))
-    with pytest.raises(SystemExit, match="none.pt: no such bank"):
+    with pytest.raises(SystemExit, match=r"none\.pt: no such bank"):
         load_bank("none")
 
 
