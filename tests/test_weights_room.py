@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import mmap
 import weakref
 from pathlib import Path
 
@@ -57,3 +59,19 @@ def test_without_huge_pages_memory_is_torchs_own(monkeypatch: pytest.MonkeyPatch
     reference = weakref.ref(held["a"])
     del held
     assert reference() is None
+
+
+def test_a_kernel_without_huge_pages_gives_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing(mmap.mmap):
+        def madvise(self, *given: int) -> None:
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(room.mmap, "mmap", Refusing)
+    assert float(room_for({"a": (1000,)}, torch.float32)["a"].fill_(2.0).sum()) == 2000.0
+
+
+def test_what_the_heap_keeps_goes_back_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(room, "give_back", lambda: done.append("given back"))
+    room_for({"a": (1000,)}, torch.float32)
+    assert done == ["given back"]

@@ -6,6 +6,7 @@ Half of what loading takes is the kernel's work of finding new memory, page afte
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from collections.abc import Mapping, Sequence
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rawdiff.errors import ResourceError
+from rawdiff.weights.heap import give_back
 
 __all__ = ["room_for"]
 
@@ -33,11 +35,13 @@ def room_for(shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> dict[st
         end += -(-count * dtype.itemsize // _ALIGNED) * _ALIGNED
     if end == 0 or not hasattr(mmap, "MADV_HUGEPAGE"):  # not Linux
         return {name: torch.empty(tuple(shape), dtype=dtype) for name, shape in shapes.items()}
+    give_back()  # else what the heap keeps free counts beside this
     try:
         stretch = mmap.mmap(-1, end, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise ResourceError(f"no memory for weights of {end} bytes") from error
-    stretch.madvise(mmap.MADV_HUGEPAGE)
+    with contextlib.suppress(OSError):  # a kernel without huge pages
+        stretch.madvise(mmap.MADV_HUGEPAGE)
     return {
         name: torch.frombuffer(stretch, dtype=dtype, count=count, offset=at).view(shapes[name])
         if count
