@@ -216,6 +216,28 @@ def test_a_memory_format_without_room_is_not_taken() -> None:
     assert kept == {}
 
 
+def test_room_for_neither_memory_format_is_the_callers_to_see() -> None:
+    """What takes less room, in tiles say, is measured then."""
+    kept, net, room = Kept(), torch.nn.Conv2d(4, 4, 3), [False]
+
+    def work() -> None:
+        if not room[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def clock(work: Callable[[], Any]) -> float:
+        work()
+        return 1.0 if net.weight.is_contiguous(memory_format=torch.channels_last) else 2.0
+
+    formats = Formats(clock, keeper=kept)
+    with pytest.raises(torch.OutOfMemoryError):
+        formats.settle([net], work, "whole", lambda: None)
+    assert kept == {}
+    room[0] = True
+    formats.settle([net], work, "tiles", lambda: None)
+    assert net.weight.is_contiguous(memory_format=torch.channels_last)
+    assert list(kept) == ["memory format: tiles"]
+
+
 @pytest.mark.parametrize("last_wins", [True, False])
 def test_the_vae_has_a_format_of_its_own(last_wins: bool) -> None:
     """And what was recorded of the UNet stays."""

@@ -85,9 +85,9 @@ class Graphs(Runner):
         with self._there():
             try:
                 entry = self._entries.get(key)
-                if entry is not None and isinstance(call, NetCall) and entry.is_stale():
+                if entry is not None and entry.call is not None and entry.is_stale():
+                    self._drop_of([entry.call.net])
                     entry = None  # its memory serves the next
-                    self._drop_of([call.net])
                 if entry is None:
                     self._entries[key] = entry = self._recorded(call, form, tensors)
                     self._shrink(key)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from statistics import median
 from typing import Any, Protocol, TypeVar
 
 import torch
 
-__all__ = ["Choices", "Clock", "Keeper", "cuda_clock", "kernel_clock", "new_stream"]
+__all__ = ["Choices", "Clock", "Keeper", "answered", "cuda_clock", "kernel_clock", "new_stream"]
 
 Clock = Callable[[Callable[[], Any]], float]
 """Runs some work and says how long it took, in ms."""
@@ -27,6 +27,12 @@ class Keeper(Protocol):
     def get(self, question: str) -> str | None: ...
 
     def put(self, question: str, answer: str) -> None: ...
+
+
+def answered(keeper: Keeper | None, question: str, options: Iterable[T]) -> list[T]:
+    """Which of `options` the keeper has for an answer: one, or none of them."""
+    kept = None if keeper is None else keeper.get(question)
+    return [option for option in options if str(option) == kept]
 
 
 def cuda_clock(work: Callable[[], Any]) -> float:
@@ -103,14 +109,12 @@ class Choices:
         return found
 
     def _found(self, question: str, options: Mapping[T, Callable[[], Any]]) -> T:
-        if self._keeper is None:
-            return self._measured(options)
-        kept = self._keeper.get(question)
-        for name, work in options.items():
-            if str(name) == kept and self._can_run(work):
-                return name
+        for kept in answered(self._keeper, question, options):
+            if self._can_run(options[kept]):
+                return kept
         best = self._measured(options)
-        self._keeper.put(question, str(best))
+        if self._keeper is not None:
+            self._keeper.put(question, str(best))
         return best
 
     def _measured(self, options: Mapping[T, Callable[[], Any]]) -> T:
