@@ -12,16 +12,18 @@ from safetensors import safe_open
 import rawdiff
 from rawdiff import Control, Model, Run
 from scripts.embedded import metrics
-from scripts.embedded.base import build
+from scripts.embedded.base import build, new_net
 from scripts.embedded.captions import captions
 from scripts.embedded.folder import load_committed
 from scripts.embedded.inversion import WORD
 from scripts.embedded.looks import LOOKS
 from scripts.embedded.lora import RANKS, LoRA, Restyled
+from scripts.embedded.nets import unlike
+from scripts.embedded.objective import Objective
 from scripts.embedded.painting import Painter, pixels
 from scripts.embedded.palette import COLOURS
 from scripts.embedded.steering import Scene, scene
-from scripts.embedded.text import load_tokenizer
+from scripts.embedded.text import load_tokenizer, token_ids
 from scripts.embedded.training import ASSETS
 from tests.lora_files import same, state
 from tests.reference import grey_levels, silent
@@ -208,10 +210,7 @@ def test_a_look_is_learnt_from_what_tells_two_pictures_apart() -> None:
         module.eval().requires_grad_(False)
     lora = LoRA(modules, 4)
     tokenizer = load_tokenizer()
-    empty, tokens = (
-        tokenizer([text] * 3, padding="max_length", max_length=77, return_tensors="pt").input_ids
-        for text in ("", PROMPT)
-    )
+    empty, tokens = (token_ids(tokenizer, [text] * 3) for text in ("", PROMPT))
     objective = Restyled(lora, modules, torch.device("cpu"), 0.2, empty[:1])
     g = torch.Generator().manual_seed(5)
     plain, look = (torch.randn(3, 4, 16, 16, generator=g) for _ in range(2))
@@ -222,3 +221,23 @@ def test_a_look_is_learnt_from_what_tells_two_pictures_apart() -> None:
     assert loss.item() > 0.1
     assert all(up.grad is not None and bool(up.grad.any()) for up in lora.up)
     assert lora.scale == 1.0
+
+
+def test_nets_follow_the_one_that_has_learnt() -> None:
+    modules = build()
+    load_committed(modules)
+    for module in modules.values():
+        module.eval().requires_grad_(False)
+    depth, net = modules["controlnet_depth"], new_net(modules["unet"])
+    net.load_state_dict(depth.state_dict())
+    modules["controlnet_normal"] = net
+    objective = Objective(modules, torch.device("cpu"))
+    hint, other = torch.rand(2, 3, *NATIVE), torch.rand(2, 3, *NATIVE)
+    given = objective, torch.randn(2, 4, 16, 16), token_ids(load_tokenizer(), [PROMPT] * 2)
+    assert unlike(*given, {"depth": hint, "normal": hint}, "depth").item() == 0.0
+    loss = unlike(*given, {"depth": hint, "normal": other}, "depth")
+    loss.backward()
+    assert loss.item() > 0.01
+    for part in net.parameters():
+        assert part.grad is not None
+    assert all(part.grad is None for module in (depth, modules["unet"]) for part in module.parameters())

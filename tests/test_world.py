@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 import random
 import re
+import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from scripts.embedded import data, metrics
+from scripts.embedded import bank, data, metrics
 from scripts.embedded.bank import load_bank
 from scripts.embedded.captions import SHAPE_WORDS, caption, captions
-from scripts.embedded.data import Bank, mirror
+from scripts.embedded.data import mirror
 from scripts.embedded.palette import COLOURS, FLOORS, SHAPES, SKIES, oklab
-from scripts.embedded.text import load_tokenizer
+from scripts.embedded.text import load_tokenizer, token_ids
 from scripts.embedded.twins import Exchanged, difference, exchanged
 from scripts.embedded.words import answers
 from scripts.embedded.world import MAX_OBJECTS, Renders, Scenes, render, sample_scenes
@@ -183,7 +185,7 @@ def test_exchanged_scenes_differ_in_their_cubes_and_cylinders(scenes: Scenes, tr
 def test_captions_of_exchanged_scenes_name_their_shapes(scenes: Scenes) -> None:
     tokenizer = load_tokenizer()
     texts = captions(scenes, 7)
-    tokens = tokenizer(texts, padding="max_length", max_length=77, return_tensors="pt").input_ids
+    tokens = token_ids(tokenizer, texts)
     told, differs = Exchanged(tokenizer)(tokens, torch.full((len(tokens),), 600))
     for b, text in enumerate(texts):
         words = re.findall(r"[a-z]+", tokenizer.decode(told[b], skip_special_tokens=True))
@@ -201,18 +203,34 @@ def test_twins_of_other_scenes_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_
         "others": sample_scenes(7, 1),
     }
 
-    def opened(name: str, *rest: object) -> Bank:
-        some = torch.zeros(len(held[name]), 1)
-        return Bank(some, {}, some, held[name], mirror(held[name]))
+    def opened(name: str) -> dict[str, Any]:
+        return {
+            "scenes": held[name],
+            "ids": torch.zeros(6, 128, 128),
+            "disparity": torch.zeros(6, 1, 128, 128),
+        }
 
-    monkeypatch.setattr(data, "encoded", opened)
+    monkeypatch.setattr(data, "load_bank", opened)
+    monkeypatch.setattr(data, "_latents", lambda name, *rest: torch.zeros(len(held[name]), 2, 4, 16, 16))
     plan, given = [("one", 1.0, 2)], (torch.nn.Identity(), None, torch.device("cpu"), 0)
-    assert data.Batches(plan, *given, twins="twins").banks[0].twins is not None
-    with pytest.raises(SystemExit, match="others: other scenes than one's"):
-        data.Batches(plan, *given, twins="others")
+    for name, exchange in (("twins", True), ("one", False)):
+        assert data.Batches(plan, *given, twins=name, exchange=exchange).banks[0].twins is not None
+    for name, exchange in (("others", False), ("others", True), ("twins", False), ("one", True)):
+        with pytest.raises(SystemExit, match=f"{name}: other scenes than those it is paired with"):
+            data.Batches(plan, *given, twins=name, exchange=exchange)
     monkeypatch.setenv("RAWDIFF_TRAINING", str(tmp_path))
     with pytest.raises(SystemExit, match=r"none\.pt: no such bank"):
         load_bank("none")
+
+
+@pytest.mark.parametrize("size", ["64", "130x128", "0x0"])
+def test_a_bank_of_no_size_is_refused(
+    size: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bank", "name", "--size", size])
+    with pytest.raises(SystemExit, match="2"):
+        bank.main()
+    assert "error: size" in capsys.readouterr().err
 
 
 def test_twins_differ_in_v_by_what_their_noise_says() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from rawdiff.geometry import SizeError, parse_size
 from scripts.embedded.captions import captions
 from scripts.embedded.looks import LOOKS, draw
 from scripts.embedded.training import Progress, default_device, load_state, save_state, work_folder
@@ -79,12 +80,15 @@ def main() -> None:
     parser.add_argument("--look", choices=sorted(LOOKS))
     parser.add_argument("--twins", action="store_true", help="with cubes and cylinders exchanged")
     args = parser.parse_args()
-    width, height = map(int, args.size.split("x"))
+    try:
+        size = parse_size(args.size)
+    except SizeError as error:
+        parser.error(str(error))
     make_bank(
         work_folder() / f"{args.name}.pt",
         args.count,
         args.seed,
-        (height, width),
+        size,
         args.supersample,
         args.look,
         twins=args.twins,

@@ -167,10 +167,12 @@ def main() -> None:
 
     def start(seed: int) -> Callable[[int], tuple[Tensor, int]]:
         plan = mix(args.native) if mixed else NATIVE
-        batches = Batches(plan, load_vae(device), load_tokenizer(), device, seed, team.rank, twins=args.twins)
-        objective = Objective(
-            live, device, early=args.early, inside=args.inside, exchanged=Exchanged(load_tokenizer())
+        tokenizer = load_tokenizer()
+        batches = Batches(
+            plan, load_vae(device), tokenizer, device, seed, team.rank, twins=args.twins, exchange=True
         )
+        exchanged = Exchanged(tokenizer) if args.twins else None
+        objective = Objective(live, device, early=args.early, inside=args.inside, exchanged=exchanged)
         asking = (
             None if questions is None else Captions(batches.banks[0].scenes, seed * 64 + team.rank, device)
         )

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from rawdiff.images import make_hint
 from scripts.embedded.bank import load_bank
 from scripts.embedded.captions import caption
+from scripts.embedded.text import token_ids
 from scripts.embedded.training import ASSETS, load_state, save_state, work_folder
+from scripts.embedded.twins import exchanged
 from scripts.embedded.world import MAX_OBJECTS, Scenes
 
 __all__ = ["HINTS", "Bank", "Batches", "encoded", "load_vae", "mirror"]
@@ -45,10 +47,30 @@ def mirror(scenes: Scenes) -> Scenes:
     return turned
 
 
-@torch.no_grad()
 def encoded(name: str, vae: nn.Module, device: torch.device, kinds: Sequence[str] = ("depth",)) -> Bank:
-    """A bank with its latents, encoded once and kept beside it, and hints of these kinds."""
+    """A bank with its latents, and hints of these kinds."""
     bank = load_bank(name)
+    scenes = bank["scenes"]
+    inside = F.avg_pool2d((bank["ids"] < MAX_OBJECTS).float()[:, None], 8).half()
+    hints = {kind: _hints(name, bank, kind) for kind in kinds}
+    return Bank(_latents(name, bank, vae, device), hints, inside, scenes, mirror(scenes))
+
+
+def _paired(name: str, scenes: Scenes, vae: nn.Module, device: torch.device) -> Tensor:
+    """The latents of a bank that has to be of these scenes."""
+    bank = load_bank(name)
+    told = bank["scenes"]
+    if not torch.equal(told.centre, scenes.centre) or not torch.equal(told.kind, scenes.kind):
+        raise SystemExit(
+            f"{name}: other scenes than those it is paired with, expected their --count and --seed, and --twins "
+            "where shapes are exchanged"
+        )
+    return _latents(name, bank, vae, device)
+
+
+@torch.no_grad()
+def _latents(name: str, bank: dict, vae: nn.Module, device: torch.device) -> Tensor:
+    """Latents of a bank's pictures and of what a mirror shows of them, encoded once and kept beside it."""
     kept = work_folder() / f"{name}.latents.pt"
     parts = (vae.encoder, vae.quant_conv)  # a new encoder makes new latents
     weights = float(sum(p.double().abs().sum() for part in parts for p in part.parameters()))
@@ -70,10 +92,7 @@ def encoded(name: str, vae: nn.Module, device: torch.device, kinds: Sequence[str
                 )
         state = {"weights": weights, "latents": latents}
         save_state(kept, **state)
-    scenes = bank["scenes"]
-    inside = F.avg_pool2d((bank["ids"] < MAX_OBJECTS).float()[:, None], 8).half()
-    hints = {kind: _hints(name, bank, kind) for kind in kinds}
-    return Bank(state["latents"], hints, inside, scenes, mirror(scenes))
+    return state["latents"]
 
 
 def _hints(name: str, bank: dict, kind: str) -> Tensor:
@@ -116,16 +135,13 @@ class Batches:
         rank: int = 0,
         kinds: Sequence[str] = ("depth",),
         twins: str | None = None,
+        exchange: bool = False,
     ) -> None:
-        """`twins` names a bank that pairs with the first: of its scenes exchanged, or in another look."""
+        """`twins` names a bank that pairs with the first: the same scenes in another look, or exchanged."""
         self.banks = [encoded(name, vae, device, kinds) for name, _, _ in plan]
         if twins is not None:
-            pairs = encoded(twins, vae, device)
-            if not torch.equal(pairs.scenes.centre, self.banks[0].scenes.centre):
-                raise SystemExit(
-                    f"{twins}: other scenes than {plan[0][0]}'s, expected its --count and --seed"
-                )
-            self.banks[0].twins = pairs.latents
+            scenes = self.banks[0].scenes
+            self.banks[0].twins = _paired(twins, exchanged(scenes) if exchange else scenes, vae, device)
         self.twin: Tensor | None = None
         self.shares = torch.tensor([share for _, share, _ in plan])
         self.sizes = [batch for _, _, batch in plan]
@@ -155,9 +171,7 @@ class Batches:
             else caption(bank.mirrored if t else bank.scenes, int(row), self.rng)
             for row, t in zip(rows, turned, strict=True)
         ]
-        tokens = self.tokenizer(
-            texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
-        ).input_ids
+        tokens = token_ids(self.tokenizer, texts)
         return x0.to(self.device), tokens.to(self.device), hints, inside.to(self.device)
 
 

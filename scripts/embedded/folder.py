@@ -12,7 +12,7 @@ from torch import nn
 
 from scripts.embedded.training import ASSETS
 
-__all__ = ["SCHEDULE", "load_committed", "write_index", "write_model"]
+__all__ = ["GUIDANCE", "SCHEDULE", "load_committed", "write_index", "write_model"]
 
 SCHEDULE = {
     "beta_start": 0.00085,
@@ -20,6 +20,7 @@ SCHEDULE = {
     "beta_schedule": "scaled_linear",
     "num_train_timesteps": 1000,
 }
+GUIDANCE = 3.0  # beyond it colours leave their objects: measured, see the card
 SAMPLER = (
     "DPMSolverMultistepScheduler"  # PNDM loses colours, more so with more guidance: measured, see the card
 )
@@ -77,7 +78,7 @@ def write_index(folder: Path) -> None:
         "name": "solids",
         "native_size": [128, 128],
         "largest_size": [512, 768],  # trained up to there, lying or standing
-        "guidance": 3.0,  # beyond it colours leave their objects: measured, see the card
+        "guidance": GUIDANCE,
         "sampler": None,
         **({"inpaint": "unet_inpaint"} if (folder / "unet_inpaint").is_dir() else {}),
         "controls": {

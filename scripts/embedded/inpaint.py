@@ -25,7 +25,7 @@ from scripts.embedded.data import EMPTY, encoded, load_vae
 from scripts.embedded.fit import add_arguments, begin, fit
 from scripts.embedded.folder import load_committed
 from scripts.embedded.objective import Objective
-from scripts.embedded.text import load_tokenizer
+from scripts.embedded.text import load_tokenizer, token_ids
 from scripts.embedded.training import ASSETS
 from scripts.embedded.world import MAX_OBJECTS
 
@@ -106,7 +106,7 @@ class Holes:
             else caption(bank.mirrored if t else bank.scenes, int(row), self.rng)
             for row, t in zip(rows, turned, strict=True)
         ]
-        tokens = self.tokenizer(texts, padding="max_length", max_length=77, return_tensors="pt").input_ids
+        tokens = token_ids(self.tokenizer, texts)
         x0 = bank.latents[rows, turned.long()].float().to(self.device)
         return x0, tokens.to(self.device), given, small
 

@@ -26,7 +26,7 @@ from scripts.embedded.folder import load_committed, write_index
 from scripts.embedded.objective import Objective
 from scripts.embedded.painting import true_renders
 from scripts.embedded.palette import COLOURS, SHAPES
-from scripts.embedded.text import load_tokenizer
+from scripts.embedded.text import load_tokenizer, token_ids
 from scripts.embedded.world import Renders, sample_scenes, single
 
 __all__ = ["COLOUR", "SHAPE", "WORD", "pylon_scenes", "write_embedding"]
@@ -107,12 +107,7 @@ def main() -> None:
                 [vae.encode(p.to(device) * 2 - 1).latent_dist.mode() for p in true.picture.split(8)]
             )
         latents = latents * vae.config.scaling_factor
-        tokens = tokenizer(
-            [t.replace(WORD, "".join(marks)) for t in texts],
-            padding="max_length",
-            max_length=77,
-            return_tensors="pt",
-        ).input_ids
+        tokens = token_ids(tokenizer, [t.replace(WORD, "".join(marks)) for t in texts])
         objective = Objective(modules, device)
         g = torch.Generator().manual_seed(seed * 64 + team.rank)
 

@@ -23,18 +23,16 @@ from torch import Tensor, nn
 from scripts.embedded.base import build
 from scripts.embedded.data import Batches, load_vae
 from scripts.embedded.fit import add_arguments, begin, fit
-from scripts.embedded.folder import load_committed, write_index
+from scripts.embedded.folder import GUIDANCE, load_committed, write_index
 from scripts.embedded.looks import LOOKS
 from scripts.embedded.objective import EARLY, Objective, shown_to
-from scripts.embedded.text import load_tokenizer
+from scripts.embedded.text import load_tokenizer, token_ids
 
 RANKS = {"paper": 8, "chalk": 16}
 """Chalk changes more: bright flat fills with sharp rims, and a dark board under every sky."""
 HINTED = 0.75
 """The share of pictures that are shown with their map."""
 EDGES = 3.0
-GUIDANCE = 3.0
-"""What the embedded model draws with."""
 STRENGTH = {"chalk": 0.7}
 """What of the learned change is called scale 1, where all of it costs more of the content than the look needs."""
 UNET = ("to_q", "to_k", "to_v", "to_out.0")
@@ -157,8 +155,7 @@ def main() -> None:
         plan = [(f"look-{args.look}", 1.0, args.batch)]
         vae, tokenizer = load_vae(device), load_tokenizer()
         batches = Batches(plan, vae, tokenizer, device, seed, team.rank, twins=args.plain)
-        empty = tokenizer([""], padding="max_length", max_length=77, return_tensors="pt").input_ids
-        objective = Restyled(lora, modules, device, args.early, empty.to(device))
+        objective = Restyled(lora, modules, device, args.early, token_ids(tokenizer, [""]).to(device))
 
         def step(index: int) -> tuple[Tensor, int]:
             x0, tokens, hints, inside = batches.draw()

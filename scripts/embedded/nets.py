@@ -3,17 +3,19 @@
     python -m scripts.embedded.nets normal canny --minutes 30 --install
 
 They begin as the depth ControlNet, which already knows how to steer this UNet; UNet, text encoder and the depth
-ControlNet itself stay as they are. Half of the steps show one kind alone, in turn, the other half all of them with
-depth's at equal shares of one, as whoever combines nets does: nets that learn each by itself agree less on an outline
-than one of them sees it. Hints are made as users make them: by `rawdiff.images`, the normal map from depth, the edges
-from the picture.
+ControlNet itself stay as they are. Most steps ask of the new ones that they say what the depth ControlNet says of the
+same noisy picture, residual by residual: it has learnt longer, that needs no UNet, and nets that agree serve alone and
+together, where otherwise either wants something else of them. Of the other steps half show one kind alone, in turn,
+half all of them with depth's at equal shares of one, as whoever combines nets does. Hints are made as users make them:
+by `rawdiff.images`, the normal map from depth, the edges from the picture.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 
 from scripts.embedded.base import MIXED, build, new_net
@@ -25,6 +27,32 @@ from scripts.embedded.text import load_tokenizer
 from scripts.embedded.training import ASSETS
 
 EDGES = 4.0  # what a net adds is where things end
+FOLLOW = 3  # steps that follow the depth ControlNet, for each of the others
+FOLLOWING = 0.1  # how much such a step's loss counts
+
+
+def unlike(
+    objective: Objective, x0: Tensor, tokens: Tensor, hints: Mapping[str, Tensor], leader: str
+) -> Tensor:
+    """How far the other nets' residuals are from the leader's: squares over its own, the mean of all residuals."""
+    noised = objective.noised(x0)
+    x = noised.x(x0)
+    context = objective.modules["text_encoder"](tokens).last_hidden_state
+
+    def residuals(kind: str) -> list[Tensor]:
+        net = objective.modules[f"controlnet_{kind}"]
+        downs, mid = net(x, noised.t, context, hints[kind], return_dict=False)
+        return [*downs, mid]
+
+    with torch.no_grad():
+        true = residuals(leader)
+    errors = [
+        (ours - theirs).square().mean() / theirs.square().mean()
+        for kind in hints
+        if kind != leader
+        for ours, theirs in zip(residuals(kind), true, strict=True)
+    ]
+    return torch.stack(errors).mean()
 
 
 def main() -> None:
@@ -34,6 +62,7 @@ def main() -> None:
     parser.add_argument("kinds", nargs="+", choices=[kind for kind in HINTS if kind != "depth"])
     parser.add_argument("--inside", type=float, default=INSIDE, help="how much more errors in objects count")
     parser.add_argument("--edges", type=float, default=EDGES, help="how much more errors at outlines count")
+    parser.add_argument("--follow", type=int, default=FOLLOW, help="steps like depth's for each other step")
     add_arguments(parser, minutes=30, rate=1e-3)
     args = parser.parse_args()
     team, device = begin(args)
@@ -60,7 +89,10 @@ def main() -> None:
 
         def step(index: int) -> tuple[Tensor, int]:
             x0, tokens, hints, inside = batches.draw()
-            some = {kind: hints[kind] for kind in shown[index % len(shown)]}
+            turn, following = divmod(index, 1 + args.follow)
+            if following:
+                return FOLLOWING * unlike(objective, x0, tokens, hints, "depth"), len(x0)
+            some = {kind: hints[kind] for kind in shown[turn % len(shown)]}
             return objective(x0, tokens, some, inside), len(x0)
 
         return step

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,9 +19,10 @@ from scripts.embedded.captions import captions
 from scripts.embedded.training import ASSETS
 from scripts.embedded.world import sample_scenes
 
-__all__ = ["WIDTH", "build_text_encoder", "load_tokenizer", "write_tokenizer"]
+__all__ = ["WIDTH", "build_text_encoder", "load_tokenizer", "token_ids", "write_tokenizer"]
 
 WIDTH = 128
+LENGTH = 77
 START, END = "<|startoftext|>", "<|endoftext|>"
 # Words that people write and captions lack: they get tokens too, and meet the model as empty words.
 COMMON = [
@@ -117,14 +119,14 @@ def write_tokenizer(folder: Path) -> None:
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*symbols, *(s + "</w>" for s in symbols), *("".join(p) for p in pairs), START, END]
     vocab = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
-    CLIPTokenizer(vocab=vocab, merges=pairs, model_max_length=77).save_pretrained(folder)
+    CLIPTokenizer(vocab=vocab, merges=pairs, model_max_length=LENGTH).save_pretrained(folder)
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
     (folder / "merges.txt").write_text(
         "\n".join(["#version: 0.2", *(" ".join(p) for p in pairs)]) + "\n", encoding="utf-8"
     )
     config = {
         "tokenizer_class": "CLIPTokenizer",
-        "model_max_length": 77,
+        "model_max_length": LENGTH,
         "bos_token": START,
         "eos_token": END,
         "unk_token": END,
@@ -141,6 +143,14 @@ def load_tokenizer(folder: Path = ASSETS / "tokenizer") -> object:
     return CLIPTokenizer.from_pretrained(folder)
 
 
+def token_ids(tokenizer: object, texts: Sequence[str]) -> torch.Tensor:
+    """Captions as the text encoder takes them [B,77]."""
+    given = tokenizer(
+        list(texts), padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt"
+    )
+    return given.input_ids
+
+
 def build_text_encoder(tokenizer: object) -> torch.nn.Module:
     """An untrained CLIPTextModel of two layers for `tokenizer`."""
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -153,7 +163,7 @@ def build_text_encoder(tokenizer: object) -> torch.nn.Module:
             projection_dim=WIDTH,
             num_hidden_layers=2,
             num_attention_heads=4,
-            max_position_embeddings=77,
+            max_position_embeddings=LENGTH,
             hidden_act="quick_gelu",
             attn_implementation="eager",  # at 77 tokens faster to train on a CPU than the fused kernel
             bos_token_id=tokenizer.bos_token_id,

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from scripts.embedded.captions import SHAPE_WORDS
 from scripts.embedded.palette import SHAPES
-from scripts.embedded.world import Scenes
+from scripts.embedded.world import CUBE_HEIGHT, CYLINDER_HEIGHT, Scenes
 
 __all__ = ["Exchanged", "difference", "exchanged"]
 
 CUBE, CYLINDER = SHAPES.index("cube"), SHAPES.index("cylinder")
-TALL = 1.56, 1.95  # a cube's height and a cylinder's usual one, in radii
+TALL = CUBE_HEIGHT, CYLINDER_HEIGHT[0] + CYLINDER_HEIGHT[1] / 2  # a cube, and the usual cylinder
 SEEN = (300, 950)  # the timesteps at which a shape is there to be named, and not settled yet
 
 
@@ -39,8 +39,7 @@ class Exchanged:
 
     def __init__(self, tokenizer: Any) -> None:
         cube, cylinder = (
-            [self._one(tokenizer, word) for word in dict.fromkeys(SHAPE_WORDS[SHAPES[kind]])]
-            for kind in (CUBE, CYLINDER)
+            [self._one(tokenizer, word) for word in SHAPE_WORDS[SHAPES[kind]]] for kind in (CUBE, CYLINDER)
         )
         self.others = {**dict.fromkeys(cube, cylinder), **dict.fromkeys(cylinder, cube)}
 

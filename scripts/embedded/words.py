@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from scripts.embedded.captions import caption
 from scripts.embedded.folder import load_committed, write_model
 from scripts.embedded.palette import COLOURS, FLOORS, SHAPES, SKIES
-from scripts.embedded.text import WIDTH, build_text_encoder, load_tokenizer
+from scripts.embedded.text import WIDTH, build_text_encoder, load_tokenizer, token_ids
 from scripts.embedded.training import Average, Progress, cosine, default_device, work_folder
 from scripts.embedded.world import MAX_OBJECTS, Scenes, sample_scenes
 
@@ -108,7 +108,7 @@ class Captions:
     def draw(self, count: int) -> tuple[Tensor, dict[str, Tensor]]:
         rows = torch.randint(len(self.scenes), (count,), generator=self.g)
         texts = [caption(self.scenes, int(row), self.rng) for row in rows]
-        tokens = self.tokenizer(texts, padding="max_length", max_length=77, return_tensors="pt").input_ids
+        tokens = token_ids(self.tokenizer, texts)
         true = {name: value.to(self.device) for name, value in answers(self.scenes[rows]).items()}
         return tokens.to(self.device), true
 

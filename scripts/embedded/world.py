@@ -17,9 +17,22 @@ from torch import Tensor
 
 from scripts.embedded.palette import COLOUR_RGB, COLOURS, FLOORS, SHAPES, SKIES, SKY_LIGHT
 
-__all__ = ["MAX_OBJECTS", "Renders", "Scenes", "render", "sample_scenes", "single"]
+__all__ = [
+    "CUBE_HEIGHT",
+    "CYLINDER_HEIGHT",
+    "MAX_OBJECTS",
+    "Renders",
+    "Scenes",
+    "render",
+    "sample_scenes",
+    "single",
+]
 
 MAX_OBJECTS = 3
+CUBE_HEIGHT = 1.56
+"""In radii, the distance from a cube's centre to its upright edges."""
+CYLINDER_HEIGHT = 1.5, 0.9
+"""In radii too, the least, and how much more it may be."""
 FAR = 1e6
 
 
@@ -101,8 +114,8 @@ def sample_scenes(count: int, seed: int, size: tuple[int, int] = (128, 128), rep
             name, r = SHAPES[int(kind[b, k])], radius[b, k]
             height[b, k] = {
                 "sphere": 2 * r,
-                "cube": 1.56 * r,
-                "cylinder": r * (1.5 + 0.9 * squat[k]),
+                "cube": CUBE_HEIGHT * r,
+                "cylinder": r * (CYLINDER_HEIGHT[0] + CYLINDER_HEIGHT[1] * squat[k]),
                 "cone": r * (1.9 + 0.7 * squat[k]),
             }[name]
     return Scenes(
