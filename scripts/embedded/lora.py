@@ -33,7 +33,7 @@ RANKS = {"paper": 8, "chalk": 16}
 HINTED = 0.75
 """The share of pictures that are shown with their map."""
 EDGES = 3.0
-STRENGTH = {"chalk": 0.7}
+STRENGTH = {"chalk": 0.8}
 """What of the learned change is called scale 1, where all of it costs more of the content than the look needs."""
 UNET = ("to_q", "to_k", "to_v", "to_out.0")
 TEXT = ("q_proj", "k_proj", "v_proj", "out_proj")
