@@ -30,9 +30,9 @@ __all__ = [
 
 MAX_OBJECTS = 3
 CUBE_HEIGHT = 1.56
-"""In radii, the distance from a cube's centre to its upright edges."""
+"""In radii: a cube's height, and so all its sides."""
 CYLINDER_HEIGHT = 1.5, 0.9
-"""In radii too, the least, and how much more it may be."""
+"""In radii too: the least, and how much more it may be."""
 FAR = 1e6
 
 
