@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -234,10 +235,35 @@ def test_nets_follow_the_one_that_has_learnt() -> None:
     objective = Objective(modules, torch.device("cpu"))
     hint, other = torch.rand(2, 3, *NATIVE), torch.rand(2, 3, *NATIVE)
     given = objective, torch.randn(2, 4, 16, 16), token_ids(load_tokenizer(), [PROMPT] * 2)
-    assert unlike(*given, {"depth": hint, "normal": hint}, "depth").item() == 0.0
+    assert unlike(*given, {"depth": hint, "normal": hint}, "depth").item() == pytest.approx(0, abs=1e-5)
     loss = unlike(*given, {"depth": hint, "normal": other}, "depth")
     loss.backward()
     assert loss.item() > 0.01
     for part in net.parameters():
         assert part.grad is not None
     assert all(part.grad is None for module in (depth, modules["unet"]) for part in module.parameters())
+    with torch.no_grad():  # as to say, and twice as loud
+        net.load_state_dict(depth.state_dict())
+        for name, weight in net.named_parameters():
+            if name.startswith(("controlnet_down_blocks", "controlnet_mid_block")):
+                weight.mul_(2)
+    louder = unlike(*given, {"depth": hint, "normal": hint}, "depth").item()
+    assert louder == pytest.approx(1, abs=1e-4)
+
+
+def test_errors_outside_a_mask_count_as_often_as_is_asked() -> None:
+    class Nothing(torch.nn.Module):
+        def forward(self, x: torch.Tensor, *rest: Any, **more: Any) -> Any:
+            return SimpleNamespace(sample=torch.zeros_like(x[:, :4]), last_hidden_state=None)
+
+    parts: dict[str, torch.nn.Module] = {"unet": Nothing(), "text_encoder": Nothing()}
+    x0, tokens = torch.randn(2, 4, 16, 16), torch.zeros(2, 77, dtype=torch.long)
+
+    def loss(mask: float, **more: Any) -> float:
+        torch.manual_seed(3)
+        masks, given = torch.full((2, 1, 16, 16), mask), torch.zeros(2, 5, 16, 16)
+        return float(Objective(parts, torch.device("cpu"), **more)(x0, tokens, None, masks, given))
+
+    assert loss(0, outside=10) == pytest.approx(11 * loss(0), rel=1e-5)
+    assert loss(1, outside=10) == pytest.approx(loss(1), rel=1e-6)
+    assert loss(1, inside=2) == pytest.approx(3 * loss(0), rel=1e-5)

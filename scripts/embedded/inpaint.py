@@ -5,6 +5,9 @@
 It begins as the finished UNet with five more input channels at zero; the text encoder stays as it is. Masks are whole
 objects with some margin, boxes and brush strokes. Channel order, resampling of the mask (nearest) and the grey that
 fills the hole are Stable Diffusion's.
+
+What is outside the mask is told and has only to be said again: errors there are small beside those inside, where much
+is left to chance, so they count more, or the network never learns to copy well.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from scripts.embedded.world import MAX_OBJECTS
 
 PLAN = [("unet128", 0.70, 24), ("mix256", 0.12, 6), ("mix384", 0.12, 4), ("big768", 0.06, 1)]
 EXTRA = 5
+OUTSIDE = 10.0  # how much more an error outside the mask counts
 
 
 def widen(unet: nn.Module) -> nn.Module:
@@ -115,6 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--outside", type=float, default=OUTSIDE, help="how much more errors outside count")
     add_arguments(parser, minutes=40, rate=1e-3)
     args = parser.parse_args()
     team, device = begin(args)
@@ -128,7 +133,7 @@ def main() -> None:
 
     def start(seed: int) -> Callable[[int], tuple[Tensor, int]]:
         holes = Holes(load_vae(device), device, seed, team.rank)
-        objective = Objective({"text_encoder": text, "unet": wide}, device)
+        objective = Objective({"text_encoder": text, "unet": wide}, device, outside=args.outside)
 
         def step(index: int) -> tuple[Tensor, int]:
             x0, tokens, given, mask = holes.draw()

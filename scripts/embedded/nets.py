@@ -4,10 +4,10 @@
 
 They begin as the depth ControlNet, which already knows how to steer this UNet; UNet, text encoder and the depth
 ControlNet itself stay as they are. Most steps ask of the new ones that they say what the depth ControlNet says of the
-same noisy picture, residual by residual: it has learnt longer, that needs no UNet, and nets that agree serve alone and
-together, where otherwise either wants something else of them. Of the other steps half show one kind alone, in turn,
-half all of them with depth's at equal shares of one, as whoever combines nets does. Hints are made as users make them:
-by `rawdiff.images`, the normal map from depth, the edges from the picture.
+same noisy picture, residual by residual and as loudly: it has learnt longer, that needs no UNet, and nets that agree
+serve alone and together, where otherwise either wants something else of them. Of the other steps half show one kind
+alone, in turn, half all of them with depth's at equal shares of one, as whoever combines nets does. Hints are made as
+users make them: by `rawdiff.images`, the normal map from depth, the edges from the picture.
 """
 
 from __future__ import annotations
@@ -27,31 +27,49 @@ from scripts.embedded.text import load_tokenizer
 from scripts.embedded.training import ASSETS
 
 EDGES = 4.0  # what a net adds is where things end
-FOLLOW = 3  # steps that follow the depth ControlNet, for each of the others
-FOLLOWING = 0.1  # how much such a step's loss counts
+FOLLOW = 4  # steps that follow the depth ControlNet, for each of the others
+FOLLOWING = 0.2  # how much such a step's loss counts
+
+
+def astray(x0: Tensor) -> Tensor:
+    """Latents [B,4,h,w], the second half of them (of one picture it) moved by up to one to a side.
+
+    While a picture is drawn it is not yet where the hint says. A net that sees true pictures alone learns to go by
+    them when there is little noise, and mends nothing then.
+    """
+    half = len(x0) // 2
+    down, right = (int(k) for k in torch.randint(-1, 2, (2,)))
+    return torch.cat([x0[:half], x0[half:].roll((down, right), (2, 3))])
 
 
 def unlike(
     objective: Objective, x0: Tensor, tokens: Tensor, hints: Mapping[str, Tensor], leader: str
 ) -> Tensor:
-    """How far the other nets' residuals are from the leader's: squares over its own, the mean of all residuals."""
-    noised = objective.noised(x0)
-    x = noised.x(x0)
+    """How far the residuals of the other nets, and the mean of them, are from the leader's, the mean of all residuals.
+
+    Of each the squared distance at equal length, and the squared difference in what is said of the leader's: least
+    squares alone would have a net say the less the less it is sure of, and nets together steer too weakly.
+    """
+    late = (1000 * torch.rand(len(x0), device=x0.device).square()).long()  # outlines are lost there
+    noised = objective.noised(x0, late)
+    x = noised.x(astray(x0))
     context = objective.modules["text_encoder"](tokens).last_hidden_state
 
     def residuals(kind: str) -> list[Tensor]:
         net = objective.modules[f"controlnet_{kind}"]
         downs, mid = net(x, noised.t, context, hints[kind], return_dict=False)
-        return [*downs, mid]
+        return [r.flatten(1) for r in (*downs, mid)]
 
     with torch.no_grad():
         true = residuals(leader)
-    errors = [
-        (ours - theirs).square().mean() / theirs.square().mean()
-        for kind in hints
-        if kind != leader
-        for ours, theirs in zip(residuals(kind), true, strict=True)
-    ]
+    each = [residuals(kind) for kind in hints if kind != leader]
+    together = [torch.stack(same).mean(0) for same in zip(*each, strict=True)]
+    errors = []
+    for said in (*each, together):
+        for ours, theirs in zip(said, true, strict=True):
+            product, due = (ours * theirs).sum(1), theirs.square().sum(1)
+            alike = product / (ours.square().sum(1) * due).sqrt()
+            errors.append(2 - 2 * alike + (product / due - 1).square())
     return torch.stack(errors).mean()
 
 
@@ -65,6 +83,8 @@ def main() -> None:
     parser.add_argument("--follow", type=int, default=FOLLOW, help="steps like depth's for each other step")
     add_arguments(parser, minutes=30, rate=1e-3)
     args = parser.parse_args()
+    if args.follow < 0:
+        parser.error(f"--follow {args.follow}: expected 0 or more steps")
     team, device = begin(args)
     modules = build()
     load_committed(modules)

@@ -72,19 +72,22 @@ class Objective:
         early: float = EARLY,
         inside: float = INSIDE,
         edges: float = 0.0,
+        outside: float = 0.0,
         exchanged: Exchanged | None = None,
     ) -> None:
-        """An error inside an object counts `inside` times more, one at its outline `edges` times."""
+        """An error inside an object counts `inside` times more, one at its outline `edges` times, one outside
+        what an inpainting UNet is to fill `outside` times."""
         self.modules, self.device, self.early = modules, device, early
-        self.inside, self.edges, self.exchanged = inside, edges, exchanged
+        self.inside, self.edges, self.outside, self.exchanged = inside, edges, outside, exchanged
         betas = torch.linspace(SCHEDULE["beta_start"] ** 0.5, SCHEDULE["beta_end"] ** 0.5, 1000) ** 2
         self.alpha_bar = (1 - betas).cumprod(0).to(device)
 
-    def noised(self, x0: Tensor) -> Noised:
-        """x0 [B,4,h,w] at random timesteps."""
-        t = torch.randint(1000, (len(x0),), device=self.device)
-        early = torch.rand(len(x0), device=self.device) < self.early
-        t = torch.where(early, 900 + t // 10, t)
+    def noised(self, x0: Tensor, t: Tensor | None = None) -> Noised:
+        """x0 [B,4,h,w] at random timesteps, or at these [B]."""
+        if t is None:
+            t = torch.randint(1000, (len(x0),), device=self.device)
+            early = torch.rand(len(x0), device=self.device) < self.early
+            t = torch.where(early, 900 + t // 10, t)
         a = self.alpha_bar[t].view(-1, 1, 1, 1)
         return Noised(t, a, noise_like(x0))
 
@@ -143,7 +146,10 @@ class Objective:
         noised, shown = self.noised(x0), shown_to(hints)
         x = noised.x(x0)
         out = self.predict(x, noised.t, tokens, hints, given)
-        weight = self.weight(inside, noised.t, shown if given is None else len(x0))
+        if given is None:
+            weight = self.weight(inside, noised.t, shown)
+        else:
+            weight = 1 + self.inside * inside + self.outside * (1 - inside)
         loss = (weight * (out - noised.v(x0)).square()).mean()
         if twin is None or self.exchanged is None:
             return loss
