@@ -19,7 +19,7 @@ from scripts.embedded.folder import load_committed
 from scripts.embedded.inversion import WORD
 from scripts.embedded.looks import LOOKS
 from scripts.embedded.lora import RANKS, LoRA, Restyled
-from scripts.embedded.nets import unlike
+from scripts.embedded.nets import astray, unlike
 from scripts.embedded.objective import Objective
 from scripts.embedded.painting import Painter, pixels
 from scripts.embedded.palette import COLOURS
@@ -249,6 +249,24 @@ def test_nets_follow_the_one_that_has_learnt() -> None:
                 weight.mul_(2)
     louder = unlike(*given, {"depth": hint, "normal": hint}, "depth").item()
     assert louder == pytest.approx(1, abs=1e-4)
+
+
+def test_half_of_the_pictures_go_astray_by_one_latent() -> None:
+    x0 = torch.arange(4.0 * 2 * 5 * 6).reshape(4, 2, 5, 6)
+    ways = set()
+    for _ in range(60):
+        moved = astray(x0)
+        assert torch.equal(moved[:2], x0[:2])
+        same = [
+            (d, r)
+            for d in (-1, 0, 1)
+            for r in (-1, 0, 1)
+            if torch.equal(moved[2:], x0[2:].roll((d, r), (2, 3)))
+        ]
+        assert len(same) == 1
+        ways.add(same[0])
+    assert len(ways) > 4
+    assert astray(x0[:1]).shape == (1, 2, 5, 6)
 
 
 def test_errors_outside_a_mask_count_as_often_as_is_asked() -> None:
