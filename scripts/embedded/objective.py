@@ -76,7 +76,7 @@ class Objective:
         exchanged: Exchanged | None = None,
     ) -> None:
         """An error inside an object counts `inside` times more, one at its outline `edges` times, one outside
-        what an inpainting UNet is to fill `outside` times."""
+        it `outside` times; to an inpainting UNet its mask is the object."""
         self.modules, self.device, self.early = modules, device, early
         self.inside, self.edges, self.outside, self.exchanged = inside, edges, outside, exchanged
         betas = torch.linspace(SCHEDULE["beta_start"] ** 0.5, SCHEDULE["beta_end"] ** 0.5, 1000) ** 2
@@ -126,7 +126,7 @@ class Objective:
         of the first `shown` pictures, and at low noise."""
         known = t < FOUND
         known[:shown] = True
-        counts = self.inside * inside + self.edges * 4 * inside * (1 - inside)
+        counts = self.inside * inside + self.edges * 4 * inside * (1 - inside) + self.outside * (1 - inside)
         return 1 + counts * known.view(-1, 1, 1, 1)
 
     def __call__(
@@ -146,10 +146,7 @@ class Objective:
         noised, shown = self.noised(x0), shown_to(hints)
         x = noised.x(x0)
         out = self.predict(x, noised.t, tokens, hints, given)
-        if given is None:
-            weight = self.weight(inside, noised.t, shown)
-        else:
-            weight = 1 + self.inside * inside + self.outside * (1 - inside)
+        weight = self.weight(inside, noised.t, shown if given is None else len(x0))
         loss = (weight * (out - noised.v(x0)).square()).mean()
         if twin is None or self.exchanged is None:
             return loss
