@@ -20,7 +20,7 @@ from scripts.embedded.inversion import WORD
 from scripts.embedded.looks import LOOKS
 from scripts.embedded.lora import RANKS, LoRA, Restyled
 from scripts.embedded.nets import astray, unlike
-from scripts.embedded.objective import Objective
+from scripts.embedded.objective import SETTLED, Objective
 from scripts.embedded.painting import Painter, pixels
 from scripts.embedded.palette import COLOURS
 from scripts.embedded.steering import Scene, scene
@@ -285,3 +285,44 @@ def test_errors_outside_a_mask_count_as_often_as_is_asked() -> None:
     assert loss(0, outside=10) == pytest.approx(11 * loss(0), rel=1e-5)
     assert loss(1, outside=10) == pytest.approx(loss(1), rel=1e-6)
     assert loss(1, inside=2) == pytest.approx(3 * loss(0), rel=1e-5)
+
+
+def test_what_is_seen_already_need_not_be_told() -> None:
+    class Told(torch.nn.Module):
+        """Says of the words how many there are, and of a hint how bright it is."""
+
+        def forward(self, x: torch.Tensor, *rest: Any, **more: Any) -> Any:
+            if x.dtype == torch.long:
+                return SimpleNamespace(last_hidden_state=(x > 0).sum(1).float().view(-1, 1, 1, 1))
+            brightness = more.get("mid_block_additional_residual", 0)
+            return SimpleNamespace(sample=torch.zeros_like(x) + rest[1] + brightness)
+
+    class Hinted(torch.nn.Module):
+        def forward(
+            self, x: torch.Tensor, t: Any, words: Any, hint: torch.Tensor, *rest: Any, **more: Any
+        ) -> Any:
+            bright = hint.mean((1, 2, 3)).view(-1, 1, 1, 1)
+            return [bright], bright
+
+    parts: dict[str, torch.nn.Module] = {"unet": Told(), "text_encoder": Told(), "controlnet_depth": Hinted()}
+    x0, inside = torch.randn(4, 4, 16, 16), torch.zeros(4, 1, 16, 16)
+    tokens, untold = torch.zeros(4, 77, dtype=torch.long), torch.zeros(1, 77, dtype=torch.long)
+    tokens[0, :2] = tokens[3, :3] = 1  # two and three words; the others are told nothing
+    hints = {"depth": torch.rand(2, 3, *NATIVE)}
+
+    def agreeing(steps: list[int], agree: float, masks: torch.Tensor = inside) -> float:
+        class At(Objective):
+            def noised(self, x0: torch.Tensor, t: torch.Tensor | None = None) -> Any:
+                torch.manual_seed(3)
+                return super().noised(x0, torch.tensor(steps))
+
+        told = {"untold": untold, "agree": agree} if agree else {}
+        return float(At(parts, torch.device("cpu"), **told)(x0, tokens, hints, masks))
+
+    low, high = [SETTLED - 1] * 4, [SETTLED] * 4
+    assert agreeing(low, 0.5) - agreeing(low, 0) == pytest.approx(0.5 * (2**2 + 3**2) / 4, rel=1e-4)
+    first = [SETTLED - 1, 0, 0, SETTLED]
+    assert agreeing(first, 1) - agreeing(first, 0) == pytest.approx(2**2 / 4, rel=1e-4)
+    assert agreeing(high, 1) == agreeing(high, 0)
+    there = inside + 1  # in objects it counts more, as all errors do
+    assert agreeing(low, 1, there) - agreeing(low, 0, there) == pytest.approx(3 * (2**2 + 3**2) / 4, rel=1e-4)

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from scripts.embedded.data import Batches, load_vae
-from scripts.embedded.fit import add_arguments, begin, fit
+from scripts.embedded.fit import add_arguments, begin, counting, fit, share
 from scripts.embedded.folder import load_committed
 from scripts.embedded.objective import EARLY, INSIDE, Objective
-from scripts.embedded.text import WIDTH, build_text_encoder, load_tokenizer
+from scripts.embedded.text import WIDTH, build_text_encoder, load_tokenizer, token_ids
 from scripts.embedded.training import ASSETS, work_folder
 from scripts.embedded.twins import Exchanged
 from scripts.embedded.words import Captions, Questions, losses
@@ -68,8 +68,8 @@ MIXED = [
 
 def mix(native: float) -> list[tuple[str, float, int]]:
     """MIXED with this share of the steps at the native size."""
-    (name, share, count), *others = MIXED
-    return [(name, native, count), *((n, s * (1 - native) / (1 - share), c) for n, s, c in others)]
+    (name, usual, count), *others = MIXED
+    return [(name, native, count), *((n, s * (1 - native) / (1 - usual), c) for n, s, c in others)]
 
 
 @torch.no_grad()
@@ -136,21 +136,36 @@ def main() -> None:
     parser.add_argument("--from", dest="source", type=Path, help="start from this model folder's weights")
     parser.add_argument("--words", action="store_true", help="with the text encoder that `words` taught")
     parser.add_argument(
-        "--ask", type=float, default=0.1, help="how much the questions about captions count (see words)"
+        "--ask", type=counting, default=0.1, help="how much the questions about captions count (see words)"
     )
-    parser.add_argument("--hinted", type=float, default=HINTED, help="the share of pictures with their map")
-    parser.add_argument("--early", type=float, default=EARLY, help="the share of the noisiest timesteps")
-    parser.add_argument("--native", type=float, default=MIXED[0][1], help="the share of 128x128 in the mix")
-    parser.add_argument("--inside", type=float, default=INSIDE, help="how much more errors in objects count")
+    parser.add_argument("--hinted", type=share, default=HINTED, help="the share of pictures with their map")
+    parser.add_argument("--early", type=share, default=EARLY, help="the share of the noisiest timesteps")
+    parser.add_argument("--native", type=share, default=MIXED[0][1], help="the share of 128x128 in the mix")
+    parser.add_argument(
+        "--inside", type=counting, default=INSIDE, help="how much more errors in objects count"
+    )
     parser.add_argument("--twins", metavar="BANK", help="unet128's scenes exchanged (see twins)")
     parser.add_argument(
         "--keep-words",
         action="store_true",
         help="leave the text encoder as it is, which others were trained for",
     )
+    parser.add_argument(
+        "--keep-net",
+        action="store_true",
+        help="leave the depth ControlNet as it is, which the others follow",
+    )
+    parser.add_argument(
+        "--agree",
+        type=counting,
+        default=0.0,
+        help="how much it counts if at low noise the UNet needs to be told what it sees (see objective)",
+    )
     args = parser.parse_args()
     if args.keep_words and not (args.source or args.resume or args.words):
         parser.error("--keep-words: there are none yet: expected --from, --resume or --words")
+    if args.keep_net and not (args.source or args.resume):
+        parser.error("--keep-net: there is none yet: expected --from or --resume")
     team, device = begin(args)
     modules = build()
     mixed = args.phase == "mixed"
@@ -162,6 +177,7 @@ def main() -> None:
     if args.words:
         load_committed({"text_encoder": modules["text_encoder"]}, work_folder() / "words")
     modules["text_encoder"].requires_grad_(not args.keep_words)
+    modules["controlnet_depth"].requires_grad_(not args.keep_net)
     questions = None if args.keep_words else Questions().to(device)
     live = {name: m.to(device).train() for name, m in modules.items() if mixed or name != "controlnet_depth"}
 
@@ -172,7 +188,15 @@ def main() -> None:
             plan, load_vae(device), tokenizer, device, seed, team.rank, twins=args.twins, exchange=True
         )
         exchanged = Exchanged(tokenizer) if args.twins else None
-        objective = Objective(live, device, early=args.early, inside=args.inside, exchanged=exchanged)
+        objective = Objective(
+            live,
+            device,
+            early=args.early,
+            inside=args.inside,
+            exchanged=exchanged,
+            untold=token_ids(tokenizer, [""]).to(device),
+            agree=args.agree,
+        )
         asking = (
             None if questions is None else Captions(batches.banks[0].scenes, seed * 64 + team.rank, device)
         )

@@ -18,12 +18,14 @@ import torch
 
 from scripts.embedded import editing, steering
 from scripts.embedded.painting import add_arguments, painter
+from scripts.embedded.plots import write_rows
 from scripts.embedded.steering import Row
 from scripts.embedded.training import sheet
 
 STUDIES = steering.STUDIES | editing.STUDIES
 UNSEEN_SEED = 771_000
 COUNTS = {"negative": 400}
+PLOTTED = ("guidance",)
 BOUNDS = {
     "shape": "text alone: shape recognised >= 85%",
     "outlines": "canny alone, normal alone: IoU >= 0.85; three nets: IoU not below depth alone, each net felt",
@@ -67,7 +69,7 @@ def main() -> None:
     parser.add_argument("--falling", type=int, default=None, help="scenes of the rows that must fall")
     parser.add_argument("--seed", type=int, default=UNSEEN_SEED)
     add_arguments(parser)
-    parser.add_argument("--out", type=Path, default=None, help="a folder for contact sheets")
+    parser.add_argument("--out", type=Path, default=None, help="a folder for contact sheets and plots")
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
     paint = painter(args)
@@ -80,6 +82,8 @@ def main() -> None:
         print_table(name, rows)
         tables[name] = {row.name: row.values for row in rows}
         shown = [row.picture[:8] for row in rows if row.picture is not None]
+        if args.out is not None and name in PLOTTED:
+            write_rows(args.out / f"{name}.png", f"{name}, {count} scenes each", rows)
         if args.out is not None:
             sheet(torch.cat(shown), len(shown[0]), args.out / f"sheet-{name}.png", 1)
     if args.json is not None:

@@ -23,14 +23,33 @@ from scripts.embedded.training import (
     work_folder,
 )
 
-__all__ = ["add_arguments", "begin", "fit"]
+__all__ = ["add_arguments", "begin", "counting", "fit", "share"]
+
+
+def counting(text: str) -> float:
+    """How much something counts: a number of at least 0, read from the command line."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of at least 0")
+    return value
+
+
+def share(text: str) -> float:
+    """A part of a whole, from 0 to 1, read from the command line."""
+    value = counting(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0 to 1")
+    return value
 
 
 def add_arguments(parser: argparse.ArgumentParser, minutes: float, rate: float) -> None:
     """What every training can be told."""
-    parser.add_argument("--minutes", type=float, default=minutes)
-    parser.add_argument("--rate", type=float, default=rate)
-    parser.add_argument("--floor", type=float, default=0.02, help="the last learning rate over the first")
+    parser.add_argument("--minutes", type=counting, default=minutes)
+    parser.add_argument("--rate", type=counting, default=rate)
+    parser.add_argument("--floor", type=share, default=0.02, help="the last learning rate over the first")
     parser.add_argument("--install", action="store_true", help="write the result into the package")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)

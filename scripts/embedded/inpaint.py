@@ -25,7 +25,7 @@ from scripts.embedded.bank import load_bank
 from scripts.embedded.base import UNET, Attention, build
 from scripts.embedded.captions import caption
 from scripts.embedded.data import EMPTY, encoded, load_vae
-from scripts.embedded.fit import add_arguments, begin, fit
+from scripts.embedded.fit import add_arguments, begin, counting, fit
 from scripts.embedded.folder import load_committed
 from scripts.embedded.objective import Objective
 from scripts.embedded.text import load_tokenizer, token_ids
@@ -119,7 +119,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--outside", type=float, default=OUTSIDE, help="how much more errors outside count")
+    parser.add_argument(
+        "--outside", type=counting, default=OUTSIDE, help="how much more errors outside count"
+    )
     add_arguments(parser, minutes=40, rate=1e-3)
     args = parser.parse_args()
     team, device = begin(args)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from scripts.embedded.base import build
 from scripts.embedded.data import Batches, load_vae
-from scripts.embedded.fit import add_arguments, begin, fit
+from scripts.embedded.fit import add_arguments, begin, fit, share
 from scripts.embedded.folder import GUIDANCE, load_committed, write_index
 from scripts.embedded.looks import LOOKS
 from scripts.embedded.objective import EARLY, Objective, shown_to
@@ -143,7 +143,7 @@ def main() -> None:
     add_arguments(parser, minutes=10, rate=2e-3)
     parser.add_argument("--batch", type=int, default=16, metavar="N")
     parser.add_argument("--plain", default="look-plain", help="the bank of the same scenes without the look")
-    parser.add_argument("--early", type=float, default=EARLY, help="the share of the noisiest timesteps")
+    parser.add_argument("--early", type=share, default=EARLY, help="the share of the noisiest timesteps")
     args = parser.parse_args()
     team, device = begin(args)
     modules = build()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from scripts.embedded.base import MIXED, build, new_net
 from scripts.embedded.data import HINTS, Batches, load_vae
-from scripts.embedded.fit import add_arguments, begin, fit
+from scripts.embedded.fit import add_arguments, begin, counting, fit
 from scripts.embedded.folder import load_committed
 from scripts.embedded.objective import INSIDE, Objective
 from scripts.embedded.text import load_tokenizer
@@ -78,8 +78,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("kinds", nargs="+", choices=[kind for kind in HINTS if kind != "depth"])
-    parser.add_argument("--inside", type=float, default=INSIDE, help="how much more errors in objects count")
-    parser.add_argument("--edges", type=float, default=EDGES, help="how much more errors at outlines count")
+    parser.add_argument(
+        "--inside", type=counting, default=INSIDE, help="how much more errors in objects count"
+    )
+    parser.add_argument(
+        "--edges", type=counting, default=EDGES, help="how much more errors at outlines count"
+    )
     parser.add_argument("--follow", type=int, default=FOLLOW, help="steps like depth's for each other step")
     add_arguments(parser, minutes=30, rate=1e-3)
     args = parser.parse_args()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from scripts.embedded.folder import SCHEDULE
 from scripts.embedded.twins import Exchanged, difference
 
-__all__ = ["EARLY", "INSIDE", "Noised", "Objective", "noise_like", "shown_to"]
+__all__ = ["EARLY", "INSIDE", "SETTLED", "Noised", "Objective", "noise_like", "shown_to"]
 
 NATIVE = 16  # latents a side, of a region that has noise with a mean of its own
 OFFSET = 0.4  # noise with a mean of its own, so that whether it is night is read from the words and not off the noise
@@ -20,6 +20,9 @@ REGIONAL = 0.2  # so each region of a larger picture: objects had colours read o
 EARLY = 0.4  # the share of timesteps from the noisiest tenth, where the words decide the whole
 INSIDE = 2.0  # how much more an error inside an object counts, where the map says which latents those are
 FOUND = 700  # below this timestep one sees where an object is: its errors may count more without a map too
+SETTLED = (
+    350  # below this timestep one sees all that the words say: without them there is the same to predict
+)
 
 
 def noise_like(x: Tensor) -> Tensor:
@@ -74,11 +77,15 @@ class Objective:
         edges: float = 0.0,
         outside: float = 0.0,
         exchanged: Exchanged | None = None,
+        untold: Tensor | None = None,
+        agree: float = 0.0,
     ) -> None:
         """An error inside an object counts `inside` times more, one at its outline `edges` times, one outside
-        it `outside` times; to an inpainting UNet its mask is the object."""
+        it `outside` times; to an inpainting UNet its mask is the object. With `untold`, the token ids [1,T] of the
+        empty caption, what these change where all is settled counts `agree` times."""
         self.modules, self.device, self.early = modules, device, early
         self.inside, self.edges, self.outside, self.exchanged = inside, edges, outside, exchanged
+        self.untold, self.agree = untold, agree
         betas = torch.linspace(SCHEDULE["beta_start"] ** 0.5, SCHEDULE["beta_end"] ** 0.5, 1000) ** 2
         self.alpha_bar = (1 - betas).cumprod(0).to(device)
 
@@ -144,17 +151,56 @@ class Objective:
         the shapes.
         """
         noised, shown = self.noised(x0), shown_to(hints)
-        x = noised.x(x0)
-        out = self.predict(x, noised.t, tokens, hints, given)
+        out = self.predict(noised.x(x0), noised.t, tokens, hints, given)
         weight = self.weight(inside, noised.t, shown if given is None else len(x0))
         loss = (weight * (out - noised.v(x0)).square()).mean()
-        if twin is None or self.exchanged is None:
-            return loss
+        if twin is not None and self.exchanged is not None:
+            loss = loss + self._twins(x0, twin, noised, out, tokens, inside, shown)
+        if self.untold is not None and self.agree:
+            loss = loss + self.agree * self._settled(x0, noised, out, tokens, hints, inside)
+        return loss
+
+    def _twins(
+        self,
+        x0: Tensor,
+        twin: Tensor,
+        noised: Noised,
+        out: Tensor,
+        tokens: Tensor,
+        inside: Tensor,
+        shown: int,
+    ) -> Tensor:
+        """The error of what differs between `out` [B,4,h,w] and what the UNet says when told of the twins."""
+        assert self.exchanged is not None
         told, rows = self.exchanged(tokens, noised.t)
         rows[:shown] = False
         if not rows.any():
-            return loss
-        differs = self.predict(x[rows], noised.t[rows], told[rows]) - out[rows]
+            return out.new_zeros(())
+        differs = self.predict(noised.x(x0)[rows], noised.t[rows], told[rows]) - out[rows]
         true = difference(x0[rows], twin[rows], noised.a[rows])
         pairs = (1 + self.inside * inside[rows]) * (differs - true).square()
-        return loss + pairs.mean() * len(pairs) / len(x0)
+        return pairs.mean() * len(pairs) / len(x0)
+
+    def _settled(
+        self,
+        x0: Tensor,
+        noised: Noised,
+        out: Tensor,
+        tokens: Tensor,
+        hints: Mapping[str, Tensor] | None,
+        inside: Tensor,
+    ) -> Tensor:
+        """What the words change where nothing is left to change: the difference of two errors.
+
+        Guidance multiplies it, at every step of the last third; purple objects became blue by it.
+        """
+        assert self.untold is not None
+        rows = (noised.t < SETTLED) & (tokens != self.untold).any(1)
+        if not rows.any():
+            return out.new_zeros(())
+        first = rows[: shown_to(hints)]
+        some = {kind: hint[first] for kind, hint in hints.items()} if hints and first.any() else None
+        untold = self.untold.expand(int(rows.sum()), -1)
+        differs = self.predict(noised.x(x0)[rows], noised.t[rows], untold, some) - out[rows]
+        pairs = (1 + self.inside * inside[rows]) * differs.square()
+        return pairs.mean() * len(pairs) / len(x0)

@@ -192,15 +192,20 @@ def _in_one_colour(prompt: str, colour: str) -> str:
 
 
 def guidance(paint: Painter, count: int, falling: int, seed: int) -> list[Row]:
-    """Saturation (mean Oklab chroma) and agreement with the prompt at several guidance scales, depth given."""
+    """Saturation (mean Oklab chroma) and agreement with the prompt at several guidance scales, with depth and by text
+    alone."""
     held = scene(count, seed)
     rows = []
-    for scale in SCALES:
-        picture = paint(held.prompts, NATIVE, f"guidance {scale:g}", depth=held.maps(), guidance=scale)
-        chroma = oklab(picture.permute(0, 2, 3, 1))[..., 1:].norm(dim=-1).mean()
-        rows.append(
-            Row(f"guidance {scale:g}", {"saturation": float(chroma)} | silhouettes(picture, held), picture)
-        )
+    for given in ("depth given", "text alone"):
+        depth = given == "depth given"
+        for scale in SCALES:
+            name = f"guidance {scale:g}, {given}"
+            more = {"depth": held.maps()} if depth else {}
+            picture = paint(held.prompts, NATIVE, name, guidance=scale, **more)
+            found = metrics.scores(picture, held.scenes, held.true.ids)
+            chroma = oklab(picture.permute(0, 2, 3, 1))[..., 1:].norm(dim=-1).mean()
+            names = (*(OUTLINES if depth else ()), "exactly the asked colours", "sky and floor")
+            rows.append(Row(name, {"saturation": float(chroma)} | {n: found[n] for n in names}, picture))
     return rows
 
 
