@@ -5,28 +5,31 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
-from scripts.embedded.fit import counting, share
-from scripts.embedded.plots import draw_rows, write_rows
-from scripts.embedded.steering import Row
+from scripts.embedded import features
+from scripts.embedded.arguments import counting, positive, share
+from scripts.embedded.plots import draw_rows
+from scripts.embedded.steering import STUDIES, Row, scene
 
 
 @pytest.mark.parametrize("text", ["-3", "nan", "inf", "much", ""])
-def test_what_counts_is_a_number_of_at_least_0(text: str) -> None:
-    assert counting("0") == 0
-    assert counting("10") == 10
-    for kind in (counting, share):
-        with pytest.raises(argparse.ArgumentTypeError, match="expected a number"):
+def test_what_is_no_number_to_count_by_is_refused(text: str) -> None:
+    for kind, expected in ((counting, "of at least 0"), (positive, "above 0"), (share, "from 0 to 1")):
+        with pytest.raises(argparse.ArgumentTypeError, match=expected):
             kind(text)
 
 
-def test_a_share_is_at_most_1() -> None:
-    assert share("1") == 1
+def test_numbers_have_their_bounds() -> None:
+    assert [counting("0"), counting("10"), positive("1e-5"), share("0"), share("1")] == [0, 10, 1e-5, 0, 1]
     with pytest.raises(argparse.ArgumentTypeError, match="from 0 to 1"):
         share("1.01")
+    with pytest.raises(argparse.ArgumentTypeError, match="above 0"):
+        positive("0")
 
 
 ROWS = [
@@ -52,10 +55,36 @@ def test_a_bar_is_as_long_as_its_value() -> None:
     first, whole, last, *shares = bars.values()
     assert [first / whole, last / whole] == pytest.approx([0.5, 0.25], abs=1e-4)  # of the column's largest
     assert [one / whole for one in shares] == pytest.approx([0.99, 0.25], abs=1e-4)  # of 1
-    assert "object colour" not in draw_rows("guidance", ROWS, {"saturation": "chroma"}).svg().decode()
 
 
-def test_a_plot_is_written_by_its_ending(tmp_path: Path) -> None:
-    with Image.open(write_rows(tmp_path / "a.png", "guidance", ROWS)) as picture:
-        assert picture.format == "PNG"
-    assert write_rows(tmp_path / "a.svg", "guidance", ROWS).read_bytes().startswith(b"<svg")
+def test_a_study_is_drawn_whatever_pictures_it_has(tmp_path: Path) -> None:
+    features.draw(tmp_path, "sizes", ROWS, 3)  # none at all
+    assert not list(tmp_path.iterdir())
+    shown = [
+        Row(row.name, row.values, torch.full((n, 3, 16, 16), n / 12))
+        for n, row in zip((12, 2, 5), ROWS, strict=True)
+    ]
+    features.draw(tmp_path, "guidance", shown, 3)
+    with Image.open(tmp_path / "guidance.png") as plot:
+        assert plot.format == "PNG"
+    with Image.open(tmp_path / "sheet-guidance.png") as sheet:
+        assert sheet.size == (32, 48)  # a row of the sheet for each of the table, as long as the shortest
+        assert [sheet.getpixel((20, y))[0] for y in (8, 24, 40)] == pytest.approx([255, 42, 106], abs=1)
+
+
+def test_guidance_is_measured_with_depth_and_without() -> None:
+    asked: list[dict[str, Any]] = []
+
+    def paint(prompts: list[str], size: tuple[int, int], what: str, **more: Any) -> torch.Tensor:
+        asked.append(more)
+        return held.true.picture
+
+    held = scene(6, 5)
+    true, *rows = STUDIES["guidance"](paint, 6, 6, 5)  # type: ignore[arg-type]
+    assert true.values["object colour"] == 1
+    assert [more["guidance"] for more in asked] == [1, 4, 8, 20] * 2
+    assert ["depth" in more for more in asked] == [True] * 4 + [False] * 4
+    assert all(row.values == true.values for row in rows[:4])
+    assert all(
+        set(row.values) == {"saturation", "exactly the asked colours", "sky and floor"} for row in rows[4:]
+    )

@@ -25,8 +25,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from scripts.embedded.arguments import counting, share
 from scripts.embedded.data import Batches, load_vae
-from scripts.embedded.fit import add_arguments, begin, counting, fit, share
+from scripts.embedded.fit import add_arguments, begin, fit
 from scripts.embedded.folder import load_committed
 from scripts.embedded.objective import EARLY, INSIDE, Objective
 from scripts.embedded.text import WIDTH, build_text_encoder, load_tokenizer, token_ids
@@ -159,17 +160,19 @@ def main() -> None:
         "--agree",
         type=counting,
         default=0.0,
-        help="how much it counts if at low noise the UNet needs to be told what it sees (see objective)",
+        help="how much it counts if at low noise the UNet says something else without the caption",
     )
     args = parser.parse_args()
     if args.keep_words and not (args.source or args.resume or args.words):
         parser.error("--keep-words: there are none yet: expected --from, --resume or --words")
-    if args.keep_net and not (args.source or args.resume):
-        parser.error("--keep-net: there is none yet: expected --from or --resume")
-    team, device = begin(args)
-    modules = build()
     mixed = args.phase == "mixed"
     source = args.source or (ASSETS if args.resume else None)
+    if args.keep_net and not (mixed and source is not None and (source / "controlnet_depth").is_dir()):
+        parser.error(
+            "--keep-net: expected --phase mixed, and --from a folder with a depth ControlNet, or --resume"
+        )
+    team, device = begin(args)
+    modules = build()
     if source is not None:
         load_committed(modules, source)
         if mixed and not (source / "controlnet_depth").is_dir():
@@ -194,7 +197,7 @@ def main() -> None:
             early=args.early,
             inside=args.inside,
             exchanged=exchanged,
-            untold=token_ids(tokenizer, [""]).to(device),
+            empty=token_ids(tokenizer, [""]).to(device),
             agree=args.agree,
         )
         asking = (

@@ -4,8 +4,9 @@
     python -m scripts.embedded.features outlines --count 40 --out sheets # one of them, sooner, and look
 
 Studies: shape (by text alone), outlines (canny, normal, all three nets), negative (a colour in the negative prompt; 400
-pictures), guidance (1 to 20), sizes, inpaint, lora, embedding. Every table has the true renders, shuffled prompts or
-the input left out beside the figure, so that one sees what the metric is worth.
+pictures), guidance (1 to 20, with depth and by text alone), sizes, inpaint, lora, embedding. The tables, but that of
+sizes, have the true renders, shuffled prompts or the input left out beside the figure, so that one sees what the metric
+is worth.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ BOUNDS = {
     "inpaint": "asked object inside >= 85%; outside >= 35 dB",
     "lora": "its look: share rises, >= 85% at 1; colour and IoU at most 5% less than at 0",
     "embedding": "an orange cone with the embedding, not without",
-    "guidance": "saturation rises; agreement at 4 exceeds that at 1",
+    "guidance": "saturation rises; object colour and exactly the asked colours at 4 exceed those at 1",
 }
 
 
@@ -60,6 +61,18 @@ def _cell(column: str, value: float | None) -> str:
     return f"{value:.3f}" if plain else f"{value:.1%}"
 
 
+def draw(folder: Path, name: str, rows: list[Row], count: int) -> None:
+    """A contact sheet, up to eight pictures of each row that has some, and of some studies a plot."""
+    pictures = [row.picture for row in rows if row.picture is not None]
+    if pictures:
+        columns = min(8, *map(len, pictures))
+        sheet(
+            torch.cat([picture[:columns] for picture in pictures]), columns, folder / f"sheet-{name}.png", 1
+        )
+    if name in PLOTTED:
+        write_rows(folder / f"{name}.png", f"{name}, {count} scenes each", rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -72,6 +85,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None, help="a folder for contact sheets and plots")
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
+    for name in ("count", "falling"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name} {value}: expected at least 1")
     paint = painter(args)
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
@@ -81,11 +98,8 @@ def main() -> None:
         rows = STUDIES[name](paint, count, min(count, args.falling or count), args.seed)
         print_table(name, rows)
         tables[name] = {row.name: row.values for row in rows}
-        shown = [row.picture[:8] for row in rows if row.picture is not None]
-        if args.out is not None and name in PLOTTED:
-            write_rows(args.out / f"{name}.png", f"{name}, {count} scenes each", rows)
         if args.out is not None:
-            sheet(torch.cat(shown), len(shown[0]), args.out / f"sheet-{name}.png", 1)
+            draw(args.out, name, rows, count)
     if args.json is not None:
         args.json.write_text(json.dumps(tables, indent=2) + "\n")
 

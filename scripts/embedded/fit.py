@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from scripts.embedded.arguments import positive, share
 from scripts.embedded.folder import write_model
 from scripts.embedded.training import (
     ASSETS,
@@ -23,32 +24,13 @@ from scripts.embedded.training import (
     work_folder,
 )
 
-__all__ = ["add_arguments", "begin", "counting", "fit", "share"]
-
-
-def counting(text: str) -> float:
-    """How much something counts: a number of at least 0, read from the command line."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of at least 0")
-    return value
-
-
-def share(text: str) -> float:
-    """A part of a whole, from 0 to 1, read from the command line."""
-    value = counting(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0 to 1")
-    return value
+__all__ = ["add_arguments", "begin", "fit"]
 
 
 def add_arguments(parser: argparse.ArgumentParser, minutes: float, rate: float) -> None:
     """What every training can be told."""
-    parser.add_argument("--minutes", type=counting, default=minutes)
-    parser.add_argument("--rate", type=counting, default=rate)
+    parser.add_argument("--minutes", type=positive, default=minutes)
+    parser.add_argument("--rate", type=positive, default=rate)
     parser.add_argument("--floor", type=share, default=0.02, help="the last learning rate over the first")
     parser.add_argument("--install", action="store_true", help="write the result into the package")
     parser.add_argument("--threads", type=int, default=2)
@@ -91,6 +73,10 @@ def fit(
     further = [] if beside is None else list(beside.parameters())
     optimizer = torch.optim.AdamW([*parameters, *further], lr=args.rate, betas=(0.9, 0.99), weight_decay=0.01)
     average = Average(parameters, 0.9993)
+    if state is not None and len(state["mean"]) != len(parameters):
+        raise SystemExit(
+            f"{checkpoint}: other parts learned there; move it away, or keep and train the same parts"
+        )
     index = saved = seen = 0
     if state is not None:
         optimizer.load_state_dict(state["optimizer"])

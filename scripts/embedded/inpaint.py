@@ -21,11 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scripts.embedded.arguments import counting
 from scripts.embedded.bank import load_bank
 from scripts.embedded.base import UNET, Attention, build
 from scripts.embedded.captions import caption
 from scripts.embedded.data import EMPTY, encoded, load_vae
-from scripts.embedded.fit import add_arguments, begin, counting, fit
+from scripts.embedded.fit import add_arguments, begin, fit
 from scripts.embedded.folder import load_committed
 from scripts.embedded.objective import Objective
 from scripts.embedded.text import load_tokenizer, token_ids
@@ -120,7 +121,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--outside", type=counting, default=OUTSIDE, help="how much more errors outside count"
+        "--outside", type=counting, default=OUTSIDE, help="how much more errors outside the mask count"
     )
     add_arguments(parser, minutes=40, rate=1e-3)
     args = parser.parse_args()

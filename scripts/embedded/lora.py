@@ -20,9 +20,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from scripts.embedded.arguments import share
 from scripts.embedded.base import build
 from scripts.embedded.data import Batches, load_vae
-from scripts.embedded.fit import add_arguments, begin, fit, share
+from scripts.embedded.fit import add_arguments, begin, fit
 from scripts.embedded.folder import GUIDANCE, load_committed, write_index
 from scripts.embedded.looks import LOOKS
 from scripts.embedded.objective import EARLY, Objective, shown_to

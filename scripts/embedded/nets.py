@@ -16,11 +16,13 @@ import argparse
 from collections.abc import Callable, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from scripts.embedded.arguments import counting
 from scripts.embedded.base import MIXED, build, new_net
 from scripts.embedded.data import HINTS, Batches, load_vae
-from scripts.embedded.fit import add_arguments, begin, counting, fit
+from scripts.embedded.fit import add_arguments, begin, fit
 from scripts.embedded.folder import load_committed
 from scripts.embedded.objective import INSIDE, Objective
 from scripts.embedded.text import load_tokenizer
@@ -32,12 +34,12 @@ FOLLOWING = 0.2  # how much such a step's loss counts
 
 
 def astray(x0: Tensor) -> Tensor:
-    """Latents [B,4,h,w], the second half of them (of one picture it) moved by up to one to a side.
+    """Latents [B,4,h,w], about the second half of them moved by the same -1, 0 or 1 to each side, round the edge.
 
     While a picture is drawn it is not yet where the hint says. A net that sees true pictures alone learns to go by
     them when there is little noise, and mends nothing then.
     """
-    half = len(x0) // 2
+    half = (len(x0) + int(torch.randint(2, ()))) // 2
     down, right = (int(k) for k in torch.randint(-1, 2, (2,)))
     return torch.cat([x0[:half], x0[half:].roll((down, right), (2, 3))])
 
@@ -45,30 +47,31 @@ def astray(x0: Tensor) -> Tensor:
 def unlike(
     objective: Objective, x0: Tensor, tokens: Tensor, hints: Mapping[str, Tensor], leader: str
 ) -> Tensor:
-    """How far the residuals of the other nets, and the mean of them, are from the leader's, the mean of all residuals.
+    """How far the other nets' residuals, and of several nets their mean, are from the leader's, on average.
 
-    Of each the squared distance at equal length, and the squared difference in what is said of the leader's: least
+    For each 2 - 2 cos of the angle between the two, and the square of how much of the leader's is not said: least
     squares alone would have a net say the less the less it is sure of, and nets together steer too weakly.
     """
-    late = (1000 * torch.rand(len(x0), device=x0.device).square()).long()  # outlines are lost there
-    noised = objective.noised(x0, late)
+    low = (1000 * torch.rand(len(x0), device=x0.device).square()).long()  # outlines are lost there
+    noised = objective.noised(x0, low)
     x = noised.x(astray(x0))
     context = objective.modules["text_encoder"](tokens).last_hidden_state
 
     def residuals(kind: str) -> list[Tensor]:
         net = objective.modules[f"controlnet_{kind}"]
         downs, mid = net(x, noised.t, context, hints[kind], return_dict=False)
-        return [r.flatten(1) for r in (*downs, mid)]
+        return [r.float().flatten(1) for r in (*downs, mid)]
 
     with torch.no_grad():
         true = residuals(leader)
     each = [residuals(kind) for kind in hints if kind != leader]
-    together = [torch.stack(same).mean(0) for same in zip(*each, strict=True)]
+    if len(each) > 1:
+        each.append([torch.stack(same).mean(0) for same in zip(*each, strict=True)])
     errors = []
-    for said in (*each, together):
+    for said in each:
         for ours, theirs in zip(said, true, strict=True):
             product, due = (ours * theirs).sum(1), theirs.square().sum(1)
-            alike = product / (ours.square().sum(1) * due).sqrt()
+            alike = F.cosine_similarity(ours, theirs, dim=1)
             errors.append(2 - 2 * alike + (product / due - 1).square())
     return torch.stack(errors).mean()
 

@@ -20,9 +20,8 @@ REGIONAL = 0.2  # so each region of a larger picture: objects had colours read o
 EARLY = 0.4  # the share of timesteps from the noisiest tenth, where the words decide the whole
 INSIDE = 2.0  # how much more an error inside an object counts, where the map says which latents those are
 FOUND = 700  # below this timestep one sees where an object is: its errors may count more without a map too
-SETTLED = (
-    350  # below this timestep one sees all that the words say: without them there is the same to predict
-)
+# Below this timestep one sees all that the words say: without them there is the same to predict.
+SETTLED = 350
 
 
 def noise_like(x: Tensor) -> Tensor:
@@ -77,15 +76,18 @@ class Objective:
         edges: float = 0.0,
         outside: float = 0.0,
         exchanged: Exchanged | None = None,
-        untold: Tensor | None = None,
+        empty: Tensor | None = None,
         agree: float = 0.0,
     ) -> None:
         """An error inside an object counts `inside` times more, one at its outline `edges` times, one outside
-        it `outside` times; to an inpainting UNet its mask is the object. With `untold`, the token ids [1,T] of the
-        empty caption, what these change where all is settled counts `agree` times."""
+        it `outside` times; to an inpainting UNet its mask is the object. With `agree` above 0 the squared difference
+        between what is predicted with the caption and with `empty`, the empty caption's token ids [1,T], is added
+        so many times below the timestep SETTLED."""
+        if agree and empty is None:
+            raise ValueError("agree: expected the empty caption's token ids beside it")
         self.modules, self.device, self.early = modules, device, early
         self.inside, self.edges, self.outside, self.exchanged = inside, edges, outside, exchanged
-        self.untold, self.agree = untold, agree
+        self.empty, self.agree = empty, agree
         betas = torch.linspace(SCHEDULE["beta_start"] ** 0.5, SCHEDULE["beta_end"] ** 0.5, 1000) ** 2
         self.alpha_bar = (1 - betas).cumprod(0).to(device)
 
@@ -156,8 +158,8 @@ class Objective:
         loss = (weight * (out - noised.v(x0)).square()).mean()
         if twin is not None and self.exchanged is not None:
             loss = loss + self._twins(x0, twin, noised, out, tokens, inside, shown)
-        if self.untold is not None and self.agree:
-            loss = loss + self.agree * self._settled(x0, noised, out, tokens, hints, inside)
+        if self.agree:
+            loss = loss + self.agree * self._settled(x0, noised, out, tokens, hints, inside, given)
         return loss
 
     def _twins(
@@ -189,18 +191,20 @@ class Objective:
         tokens: Tensor,
         hints: Mapping[str, Tensor] | None,
         inside: Tensor,
+        given: Tensor | None,
     ) -> Tensor:
         """What the words change where nothing is left to change: the difference of two errors.
 
         Guidance multiplies it, at every step of the last third; purple objects became blue by it.
         """
-        assert self.untold is not None
-        rows = (noised.t < SETTLED) & (tokens != self.untold).any(1)
+        assert self.empty is not None
+        rows = (noised.t < SETTLED) & (tokens != self.empty).any(1)
         if not rows.any():
             return out.new_zeros(())
         first = rows[: shown_to(hints)]
         some = {kind: hint[first] for kind, hint in hints.items()} if hints and first.any() else None
-        untold = self.untold.expand(int(rows.sum()), -1)
-        differs = self.predict(noised.x(x0)[rows], noised.t[rows], untold, some) - out[rows]
+        empty = self.empty.expand(int(rows.sum()), -1)
+        further = None if given is None else given[rows]
+        differs = self.predict(noised.x(x0)[rows], noised.t[rows], empty, some, further) - out[rows]
         pairs = (1 + self.inside * inside[rows]) * differs.square()
         return pairs.mean() * len(pairs) / len(x0)

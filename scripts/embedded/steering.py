@@ -195,17 +195,19 @@ def guidance(paint: Painter, count: int, falling: int, seed: int) -> list[Row]:
     """Saturation (mean Oklab chroma) and agreement with the prompt at several guidance scales, with depth and by text
     alone."""
     held = scene(count, seed)
-    rows = []
-    for given in ("depth given", "text alone"):
-        depth = given == "depth given"
+
+    def row(name: str, picture: Tensor, depth: bool) -> Row:
+        found = metrics.scores(picture, held.scenes, held.true.ids)
+        chroma = oklab(picture.permute(0, 2, 3, 1))[..., 1:].norm(dim=-1).mean()
+        names = (*(OUTLINES if depth else ()), "exactly the asked colours", "sky and floor")
+        return Row(name, {"saturation": float(chroma)} | {n: found[n] for n in names}, picture)
+
+    rows = [row("true renders", held.true.picture, True)]
+    for depth in (True, False):
+        given = {"depth": held.maps()} if depth else {}
         for scale in SCALES:
-            name = f"guidance {scale:g}, {given}"
-            more = {"depth": held.maps()} if depth else {}
-            picture = paint(held.prompts, NATIVE, name, guidance=scale, **more)
-            found = metrics.scores(picture, held.scenes, held.true.ids)
-            chroma = oklab(picture.permute(0, 2, 3, 1))[..., 1:].norm(dim=-1).mean()
-            names = (*(OUTLINES if depth else ()), "exactly the asked colours", "sky and floor")
-            rows.append(Row(name, {"saturation": float(chroma)} | {n: found[n] for n in names}, picture))
+            name = f"guidance {scale:g}, {'depth given' if depth else 'text alone'}"
+            rows.append(row(name, paint(held.prompts, NATIVE, name, guidance=scale, **given), depth))
     return rows
 
 
