@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from scripts.embedded import features
-from scripts.embedded.arguments import counting, positive, share
+from scripts.embedded.arguments import amount, counting, positive, share
 from scripts.embedded.plots import draw_rows
 from scripts.embedded.steering import STUDIES, Row, scene
 
@@ -30,6 +30,10 @@ def test_numbers_have_their_bounds() -> None:
         share("1.01")
     with pytest.raises(argparse.ArgumentTypeError, match="above 0"):
         positive("0")
+    assert amount("1") == 1
+    for text in ("0", "-2", "1.5", "many"):
+        with pytest.raises(argparse.ArgumentTypeError, match="at least 1"):
+            amount(text)
 
 
 ROWS = [

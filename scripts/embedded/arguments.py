@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from math import inf, isfinite
 
-__all__ = ["counting", "positive", "share"]
+__all__ = ["amount", "counting", "positive", "share"]
 
 
 def _number(text: str, least: float, most: float, expected: str) -> float:
@@ -15,6 +15,17 @@ def _number(text: str, least: float, most: float, expected: str) -> float:
         value = inf
     if not (isfinite(value) and least <= value <= most):
         raise argparse.ArgumentTypeError(f"{text!r}: expected {expected}")
+    return value
+
+
+def amount(text: str) -> int:
+    """How many: a whole number of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected at least 1")
     return value
 
 

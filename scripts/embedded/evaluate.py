@@ -19,6 +19,7 @@ import torch
 
 from rawdiff.geometry import format_size, parse_size
 from scripts.embedded import metrics
+from scripts.embedded.arguments import amount
 from scripts.embedded.captions import captions, shuffled
 from scripts.embedded.painting import Painter, add_arguments, named, painter
 from scripts.embedded.training import sheet
@@ -114,8 +115,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_arguments(parser)
-    parser.add_argument("--count", type=int, default=200)
-    parser.add_argument("--falling", type=int, default=None, help="scenes of the rows that must fall")
+    parser.add_argument("--count", type=amount, default=200)
+    parser.add_argument("--falling", type=amount, default=None, help="scenes of the rows that must fall")
     parser.add_argument("--sizes", nargs="+", default=["128x128", "768x512"])
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, help="only these of the rows")
     parser.add_argument("--out", type=Path, default=None, help="a folder for contact sheets")

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from scripts.embedded import editing, steering
+from scripts.embedded.arguments import amount
 from scripts.embedded.painting import add_arguments, painter
 from scripts.embedded.plots import write_rows
 from scripts.embedded.steering import Row
@@ -78,17 +79,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("studies", nargs="*", choices=[*STUDIES, []], default=[])
-    parser.add_argument("--count", type=int, default=None, help="scenes a row; 200, of negative 400")
-    parser.add_argument("--falling", type=int, default=None, help="scenes of the rows that must fall")
+    parser.add_argument("--count", type=amount, default=None, help="scenes a row; 200, of negative 400")
+    parser.add_argument("--falling", type=amount, default=None, help="scenes of the rows that must fall")
     parser.add_argument("--seed", type=int, default=UNSEEN_SEED)
     add_arguments(parser)
     parser.add_argument("--out", type=Path, default=None, help="a folder for contact sheets and plots")
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
-    for name in ("count", "falling"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name} {value}: expected at least 1")
     paint = painter(args)
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)

@@ -153,58 +153,40 @@ class Objective:
         the shapes.
         """
         noised, shown = self.noised(x0), shown_to(hints)
-        out = self.predict(noised.x(x0), noised.t, tokens, hints, given)
-        weight = self.weight(inside, noised.t, shown if given is None else len(x0))
+        x, t = noised.x(x0), noised.t
+        out = self.predict(x, t, tokens, hints, given)
+        weight = self.weight(inside, t, shown if given is None else len(x0))
         loss = (weight * (out - noised.v(x0)).square()).mean()
         if twin is not None and self.exchanged is not None:
-            loss = loss + self._twins(x0, twin, noised, out, tokens, inside, shown)
-        if self.agree:
-            loss = loss + self.agree * self._settled(x0, noised, out, tokens, hints, inside, given)
+            told, rows = self.exchanged(tokens, t)
+            rows[:shown] = False
+            loss = loss + self._retold(x, t, out, inside, told, rows, difference(x0, twin, noised.a))
+        if self.agree and self.empty is not None:
+            # All that the words change here are errors; guidance multiplies them, and purple objects became blue by it.
+            rows = (t < SETTLED) & (tokens != self.empty).any(1)
+            told, nothing = self.empty.expand_as(tokens), torch.zeros_like(out)
+            loss = loss + self.agree * self._retold(x, t, out, inside, told, rows, nothing, hints, given)
         return loss
 
-    def _twins(
+    def _retold(
         self,
-        x0: Tensor,
-        twin: Tensor,
-        noised: Noised,
+        x: Tensor,
+        t: Tensor,
         out: Tensor,
-        tokens: Tensor,
         inside: Tensor,
-        shown: int,
+        told: Tensor,
+        rows: Tensor,
+        true: Tensor,
+        hints: Mapping[str, Tensor] | None = None,
+        given: Tensor | None = None,
     ) -> Tensor:
-        """The error of what differs between `out` [B,4,h,w] and what the UNet says when told of the twins."""
-        assert self.exchanged is not None
-        told, rows = self.exchanged(tokens, noised.t)
-        rows[:shown] = False
-        if not rows.any():
-            return out.new_zeros(())
-        differs = self.predict(noised.x(x0)[rows], noised.t[rows], told[rows]) - out[rows]
-        true = difference(x0[rows], twin[rows], noised.a[rows])
-        pairs = (1 + self.inside * inside[rows]) * (differs - true).square()
-        return pairs.mean() * len(pairs) / len(x0)
-
-    def _settled(
-        self,
-        x0: Tensor,
-        noised: Noised,
-        out: Tensor,
-        tokens: Tensor,
-        hints: Mapping[str, Tensor] | None,
-        inside: Tensor,
-        given: Tensor | None,
-    ) -> Tensor:
-        """What the words change where nothing is left to change: the difference of two errors.
-
-        Guidance multiplies it, at every step of the last third; purple objects became blue by it.
-        """
-        assert self.empty is not None
-        rows = (noised.t < SETTLED) & (tokens != self.empty).any(1)
+        """The error of what changes from `out` when the pictures of `rows` [B] are `told` [B,T] something else, where
+        `true` [B,4,h,w] is what should."""
         if not rows.any():
             return out.new_zeros(())
         first = rows[: shown_to(hints)]
         some = {kind: hint[first] for kind, hint in hints.items()} if hints and first.any() else None
-        empty = self.empty.expand(int(rows.sum()), -1)
         further = None if given is None else given[rows]
-        differs = self.predict(noised.x(x0)[rows], noised.t[rows], empty, some, further) - out[rows]
-        pairs = (1 + self.inside * inside[rows]) * differs.square()
-        return pairs.mean() * len(pairs) / len(x0)
+        changes = self.predict(x[rows], t[rows], told[rows], some, further) - out[rows]
+        counted = (1 + self.inside * inside[rows]) * (changes - true[rows]).square()
+        return counted.mean() * len(counted) / len(x)
