@@ -19,7 +19,7 @@ from scripts.embedded.folder import load_committed
 from scripts.embedded.inversion import WORD
 from scripts.embedded.looks import LOOKS
 from scripts.embedded.lora import RANKS, LoRA, Restyled
-from scripts.embedded.nets import astray, unlike
+from scripts.embedded.nets import TOGETHER, astray, unlike
 from scripts.embedded.objective import SETTLED, Objective
 from scripts.embedded.painting import Painter, pixels
 from scripts.embedded.palette import COLOURS
@@ -249,6 +249,9 @@ def test_nets_follow_the_one_that_has_learnt() -> None:
                 weight.mul_(2)
     louder = unlike(*given, {"depth": hint, "normal": hint}, "depth").item()
     assert louder == pytest.approx(1, abs=1e-4)
+    modules["controlnet_canny"] = depth  # says what depth does: of both the mean is half as much too loud
+    both = unlike(*given, {"depth": hint, "normal": hint, "canny": hint}, "depth").item()
+    assert both == pytest.approx((1 + 0 + TOGETHER * 0.25) / (2 + TOGETHER), abs=1e-4)
 
 
 def test_half_of_the_pictures_go_astray_by_one_latent() -> None:

@@ -1,4 +1,4 @@
-"""Numbers on the trainers' command lines, as `type=` of argparse: what is none is one line and exit code 2."""
+"""Numbers on command lines of training and measuring, as `type=` of argparse: a wrong one is one line, exit code 2."""
 
 from __future__ import annotations
 

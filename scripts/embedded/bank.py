@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from rawdiff.geometry import SizeError, parse_size
+from scripts.embedded.arguments import amount
 from scripts.embedded.captions import captions
 from scripts.embedded.looks import LOOKS, draw
 from scripts.embedded.training import Progress, default_device, load_state, save_state, work_folder
@@ -73,10 +74,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("name")
-    parser.add_argument("--count", type=int, default=4000)
+    parser.add_argument("--count", type=amount, default=4000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--size", default="128x128")
-    parser.add_argument("--supersample", type=int, default=2)
+    parser.add_argument("--supersample", type=amount, default=2)
     parser.add_argument("--look", choices=sorted(LOOKS))
     parser.add_argument("--twins", action="store_true", help="with cubes and cylinders exchanged")
     args = parser.parse_args()

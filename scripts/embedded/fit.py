@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from scripts.embedded.arguments import positive, share
+from scripts.embedded.arguments import amount, positive, share
 from scripts.embedded.folder import write_model
 from scripts.embedded.training import (
     ASSETS,
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser, minutes: float, rate: float) 
     parser.add_argument("--rate", type=positive, default=rate)
     parser.add_argument("--floor", type=share, default=0.02, help="the last learning rate over the first")
     parser.add_argument("--install", action="store_true", help="write the result into the package")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=amount, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint, if there is one")
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from scripts.embedded.arguments import amount
 from scripts.embedded.base import build
 from scripts.embedded.captions import caption
 from scripts.embedded.data import load_vae
@@ -76,7 +77,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_arguments(parser, minutes=6, rate=5e-3)
-    parser.add_argument("--count", type=int, default=600)
+    parser.add_argument("--count", type=amount, default=600)
     args = parser.parse_args()
     team, device = begin(args)
     modules = build()

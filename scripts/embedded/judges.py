@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scripts.embedded.arguments import amount
 from scripts.embedded.looks import LOOKS, draw
 from scripts.embedded.palette import SHAPES
 from scripts.embedded.training import Progress, default_device, load_state, save_state, work_folder
@@ -132,9 +133,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("kinds", nargs="*", choices=[*CLASSES, []], default=[])
-    parser.add_argument("--count", type=int, default=6000)
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--count", type=amount, default=6000)
+    parser.add_argument("--epochs", type=amount, default=30)
+    parser.add_argument("--threads", type=amount, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     for kind in args.kinds or CLASSES:

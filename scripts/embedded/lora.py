@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from scripts.embedded.arguments import share
+from scripts.embedded.arguments import amount, share
 from scripts.embedded.base import build
 from scripts.embedded.data import Batches, load_vae
 from scripts.embedded.fit import add_arguments, begin, fit
@@ -142,7 +142,7 @@ def main() -> None:
     )
     parser.add_argument("look", choices=sorted(LOOKS))
     add_arguments(parser, minutes=10, rate=2e-3)
-    parser.add_argument("--batch", type=int, default=16, metavar="N")
+    parser.add_argument("--batch", type=amount, default=16, metavar="N")
     parser.add_argument("--plain", default="look-plain", help="the bank of the same scenes without the look")
     parser.add_argument("--early", type=share, default=EARLY, help="the share of the noisiest timesteps")
     args = parser.parse_args()

@@ -31,6 +31,7 @@ from scripts.embedded.training import ASSETS
 EDGES = 4.0  # what a net adds is where things end
 FOLLOW = 4  # steps that follow the depth ControlNet, for each of the others
 FOLLOWING = 0.2  # how much such a step's loss counts
+TOGETHER = 3.0  # how much more the others' mean counts than each: what one cannot know another makes up for
 
 
 def astray(x0: Tensor) -> Tensor:
@@ -47,7 +48,7 @@ def astray(x0: Tensor) -> Tensor:
 def unlike(
     objective: Objective, x0: Tensor, tokens: Tensor, hints: Mapping[str, Tensor], leader: str
 ) -> Tensor:
-    """How far the other nets' residuals, and of several nets their mean, are from the leader's, on average.
+    """How far the other nets' residuals, and `TOGETHER` times of several nets their mean, are from the leader's.
 
     For each 2 - 2 cos of the angle between the two, and the square of how much of the leader's is not said: least
     squares alone would have a net say the less the less it is sure of, and nets together steer too weakly.
@@ -67,13 +68,16 @@ def unlike(
     each = [residuals(kind) for kind in hints if kind != leader]
     if len(each) > 1:
         each.append([torch.stack(same).mean(0) for same in zip(*each, strict=True)])
+    counts = torch.tensor([1.0] * (len(hints) - 1) + [TOGETHER] * (len(hints) > 2), device=x0.device)
     errors = []
     for said in each:
+        apart = []
         for ours, theirs in zip(said, true, strict=True):
             product, due = (ours * theirs).sum(1), theirs.square().sum(1)
             alike = F.cosine_similarity(ours, theirs, dim=1)
-            errors.append(2 - 2 * alike + (product / due - 1).square())
-    return torch.stack(errors).mean()
+            apart.append(2 - 2 * alike + (product / due - 1).square())
+        errors.append(torch.stack(apart).mean())
+    return torch.stack(errors) @ counts / counts.sum()
 
 
 def main() -> None:

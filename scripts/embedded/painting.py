@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import rawdiff
+from scripts.embedded.arguments import amount
 from scripts.embedded.training import default_device
 from scripts.embedded.world import Renders, Scenes, render
 
@@ -155,14 +156,14 @@ def _call(do: Callable[..., Any], *given: Any) -> Any:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model paints and how; `painter` reads them."""
     parser.add_argument("--model", default=None, help="a model folder; the embedded model without it")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=amount, default=20)
     parser.add_argument("--guidance", type=float, default=None)
     parser.add_argument("--sampler", default=None)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--backend", default="torch", choices=("torch", "openvino"))
-    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--threads", type=amount, default=None)
     parser.add_argument(
-        "--processes", type=int, default=1, help="that paint side by side, of one thread each"
+        "--processes", type=amount, default=1, help="that paint side by side, of one thread each"
     )
 
 

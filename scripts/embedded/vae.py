@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scripts.embedded.arguments import positive
+from scripts.embedded.arguments import amount, positive
 from scripts.embedded.bank import load_bank
 from scripts.embedded.metrics import psnr, psnr_inside
 from scripts.embedded.training import (
@@ -126,9 +126,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--minutes", type=positive, default=30)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=amount, default=16)
     parser.add_argument("--rate", type=positive, default=2e-3)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=amount, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--resume", action="store_true", help="go on from the checkpoint, or from the committed weights"

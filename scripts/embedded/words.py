@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scripts.embedded.arguments import positive
+from scripts.embedded.arguments import amount, positive
 from scripts.embedded.captions import caption
 from scripts.embedded.folder import load_committed, write_model
 from scripts.embedded.palette import COLOURS, FLOORS, SHAPES, SKIES
@@ -119,9 +119,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--minutes", type=positive, default=8)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=amount, default=64)
     parser.add_argument("--rate", type=positive, default=1e-3)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=amount, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="start from the committed text encoder")
     args = parser.parse_args()
