@@ -191,6 +191,9 @@ def test_a_value_too_large_for_fp16_is_said() -> None:
         def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
             return torch.tensor([[1.0, 1e6], [0.0, 0.0]])[slice(*(rows or (None,)))]
 
+        def blocks(self, name: str, count: int, rows: tuple[int, int] | None = None) -> Iterator[Tensor]:
+            return iter(self.read(name, rows).view(-1).split(count))
+
     feeds: Any = {"weight": (File(), "weight")}
     with pytest.raises(WeightsError, match="'weight' holds Inf in float16; use fp32 or bf16"):
         fill.fill(module, feeds, torch.device("cpu"), torch.float16)
@@ -493,6 +496,9 @@ def test_no_buffer_is_left_without_values() -> None:
 
         def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
             return torch.ones(2)[slice(*(rows or (None,)))]
+
+        def blocks(self, name: str, count: int, rows: tuple[int, int] | None = None) -> Iterator[Tensor]:
+            return iter(self.read(name, rows).view(-1).split(count))
 
     feeds: Any = {"weight": (File(), "weight")}
     with pytest.raises(WeightsError, match="no values for 'angles'"):

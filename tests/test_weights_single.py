@@ -152,19 +152,19 @@ def test_every_tensor_is_read_once(
     configs: Path, tensors: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bytes read for a part are the part's bytes: one tensor at a time, a fused one by thirds."""
-    from rawdiff.weights import tensorfile
+    from rawdiff.weights import disk
 
     read: list[int] = []
-    whole = tensorfile.read_exactly
+    into = disk._read_into
 
-    def counted(descriptor: int, size_bytes: int, offset: int, path: Path) -> Tensor:
-        read.append(size_bytes)
-        return whole(descriptor, size_bytes, offset, path)
+    def counted(view: memoryview, descriptor: int, offset: int, path: Path) -> None:
+        read.append(len(view))
+        into(view, descriptor, offset, path)
 
     path = write(tmp_path / "model.safetensors", tensors)
     header_bytes = 8 + int.from_bytes(path.read_bytes()[:8], "little")
     opened = weights.open_source(f"{path}#config={configs}")
-    monkeypatch.setattr(tensorfile, "read_exactly", counted)
+    monkeypatch.setattr(disk, "_read_into", counted)
     unet = weights.load_unet(opened)
     assert sum(read) == header_bytes + sum(p.numel() * 4 for p in unet.parameters())
 

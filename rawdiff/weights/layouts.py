@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rawdiff.errors import WeightsError
@@ -156,12 +157,23 @@ class View:
         if how == TURNED:
             turned = self._file.read(key).t()
             return (turned if rows is None else turned[slice(*rows)]).contiguous()
-        if how in THIRDS:
-            begin = shape[0] * THIRDS.index(how)
-            first, end = rows or (0, shape[0])
-            return self._file.read(key, (begin + first, begin + end))
-        tensor = self._file.read(key, rows)
+        tensor = self._file.read(key, self._rows(name, how, rows))
         return tensor.reshape(shape if rows is None else (len(tensor), *shape[1:]))
+
+    def blocks(self, name: str, count: int, rows: tuple[int, int] | None = None) -> Iterator[Tensor]:
+        """The values of what `read` gives, `count` at a time, in memory that may be used again."""
+        key, how = self._feeds[name]
+        if how == TURNED:
+            return iter(torch.split(self.read(name, rows).view(-1), count))
+        return self._file.blocks(key, count, self._rows(name, how, rows))
+
+    def _rows(self, name: str, how: str, rows: tuple[int, int] | None) -> tuple[int, int] | None:
+        """Which rows in the file."""
+        if how not in THIRDS:
+            return rows
+        length = self._shapes[name][0]
+        first, end = rows or (0, length)
+        return length * THIRDS.index(how) + first, length * THIRDS.index(how) + end
 
     def close(self) -> None:
         """Give back the file."""

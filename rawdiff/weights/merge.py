@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,10 +150,23 @@ class Summed:
 
         Raises WeightsError for NaN or Inf in a term, ResourceError.
         """
+        found = (feeds[name] for feeds, _ in self._terms)
+        return self._sum(name, (file.read(own, rows) for file, own in found))
+
+    def blocks(self, name: str, count: int, rows: tuple[int, int] | None = None) -> Iterator[Tensor]:
+        """The same sum, `count` values at a time, in memory that may be used again.
+
+        Raises WeightsError for NaN or Inf in a term, ResourceError.
+        """
+        found = (feeds[name] for feeds, _ in self._terms)
+        for terms in zip(*(file.blocks(own, count, rows) for file, own in found), strict=True):
+            yield self._sum(name, terms)
+
+    def _sum(self, name: str, terms: Iterable[Tensor]) -> Tensor:
+        """What `terms` add up to, in the memory of the first if that is fp32."""
         total: Tensor | None = None
-        for feeds, weight in self._terms:
+        for (feeds, weight), tensor in zip(self._terms, terms, strict=True):
             file, own = feeds[name]
-            tensor = file.read(own, rows)
             check_finite(tensor, file.path, file.key(own))
             if total is None:
                 total = tensor.to(torch.promote_types(tensor.dtype, torch.float32))

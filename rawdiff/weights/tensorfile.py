@@ -1,15 +1,15 @@
 """One file of tensors, opened after its content: safetensors, or an old pickle read without running code.
 
-Tensors are read one at a time into memory of their own. A mapping would be no faster (the bytes are in the
-page cache either way), would show every later change of the file in the running network, and would kill the
-process if the file were cut while mapped.
+Tensors are read one at a time, whole into memory of their own or by blocks. A mapping would be no faster (the bytes
+are in the page cache either way), would show every later change of the file in the running network, and would kill
+the process if the file were cut while mapped.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rawdiff.errors import WeightsError
-from rawdiff.weights.disk import read_exactly
+from rawdiff.weights.disk import read_blocks, read_exactly
 from rawdiff.weights.header import DTYPES, MAX_HEADER_BYTES, Entry, parse_header
 from rawdiff.weights.sniff import open_checked, say_kind
 from rawdiff.weights.torchfile import PickleFile, ZippedFile
@@ -41,6 +41,12 @@ class TensorFile(Protocol):
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
         """One tensor, or its rows from one to before another, on the CPU, in memory of its own."""
+
+    def blocks(self, name: str, count: int, rows: tuple[int, int] | None = None) -> Iterator[Tensor]:
+        """The values of what `read` gives, in their order, as flat tensors of `count` and a last one of the rest.
+
+        Each may lie in memory that the next one uses again.
+        """
 
     def close(self) -> None:
         """Give back the file."""
@@ -81,15 +87,28 @@ class SafetensorsFile:
 
         Raises WeightsError, ResourceError.
         """
-        entry: Entry = self.entries[name] if rows is None else _rows(self.entries[name], *rows)
-        dtype = DTYPES[entry.dtype][0]
-        if dtype is None:
-            raise WeightsError(f"{self.path}: {name!a} has dtype {entry.dtype}, which is not read here")
+        entry, dtype = self._found(name, rows)
         if math.prod(entry.shape) == 0:
             return torch.empty(entry.shape, dtype=dtype)
         size_bytes = entry.end - entry.begin
         data = read_exactly(self._descriptor, size_bytes, self._data_start + entry.begin, self.path)
         return data.view(dtype).reshape(entry.shape)
+
+    def blocks(self, name: str, count: int, rows: tuple[int, int] | None = None) -> Iterator[Tensor]:
+        """The values of one tensor, or of its rows, `count` at a time, in memory that is used again.
+
+        Raises WeightsError, ResourceError.
+        """
+        entry, dtype = self._found(name, rows)
+        size_bytes, begin = entry.end - entry.begin, self._data_start + entry.begin
+        return read_blocks(self._descriptor, size_bytes, begin, self.path, dtype, count)
+
+    def _found(self, name: str, rows: tuple[int, int] | None) -> tuple[Entry, torch.dtype]:
+        entry = self.entries[name] if rows is None else _rows(self.entries[name], *rows)
+        dtype = DTYPES[entry.dtype][0]
+        if dtype is None:
+            raise WeightsError(f"{self.path}: {name!a} has dtype {entry.dtype}, which is not read here")
+        return entry, dtype
 
     def close(self) -> None:
         """Give back the file."""

@@ -12,7 +12,7 @@ import pickletools
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rawdiff.errors import ResourceError, WeightsError
-from rawdiff.weights.disk import read_exactly
+from rawdiff.weights.disk import read_blocks, read_exactly
 from rawdiff.weights.header import DTYPES
 
 __all__ = ["PickleFile", "ZippedFile", "read_pickle"]
@@ -100,6 +100,10 @@ class PickleFile(_Tensors):
         value = self._table[name] if rows is None else self._table[name][slice(*rows)]
         return value.detach().clone(memory_format=torch.contiguous_format)
 
+    def blocks(self, name: str, count: int, rows: tuple[int, int] | None = None) -> Iterator[Tensor]:
+        """The values of one tensor, or of its rows, `count` at a time."""
+        return iter(torch.split(self.read(name, rows).view(-1), count))
+
 
 class ZippedFile(_Tensors):
     """A zip archive with a pickle of names and shapes, and a record for each tensor's bytes."""
@@ -137,14 +141,26 @@ class ZippedFile(_Tensors):
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
         """One tensor, or its rows from one to before another, on the CPU, in memory of its own."""
-        value = self._table[name] if rows is None else self._table[name][slice(*rows)]
-        if value.dtype not in _DTYPE_NAMES:
-            raise WeightsError(f"{self.path}: {name!a} has dtype {value.dtype}, which is not read here")
+        value = self._found(name, rows)
         if value.numel() == 0:
             return torch.empty(value.shape, dtype=value.dtype)
         begin, size_bytes = self._place(name, value)
         data = read_exactly(self._descriptor, size_bytes, begin, self.path).view(value.dtype)
         return data.as_strided(value.shape, value.stride()).contiguous()
+
+    def blocks(self, name: str, count: int, rows: tuple[int, int] | None = None) -> Iterator[Tensor]:
+        """The values of one tensor, or of its rows, `count` at a time, in memory that may be used again."""
+        value = self._found(name, rows)
+        if not value.is_contiguous():
+            return iter(torch.split(self.read(name, rows).view(-1), count))
+        begin, size_bytes = self._place(name, value)
+        return read_blocks(self._descriptor, size_bytes, begin, self.path, value.dtype, count)
+
+    def _found(self, name: str, rows: tuple[int, int] | None) -> Tensor:
+        value = self._table[name] if rows is None else self._table[name][slice(*rows)]
+        if value.dtype not in _DTYPE_NAMES:
+            raise WeightsError(f"{self.path}: {name!a} has dtype {value.dtype}, which is not read here")
+        return value
 
     def close(self) -> None:
         """Give back the file."""

@@ -2,6 +2,7 @@
 
 Each measurement is a process of its own, in which the libraries are imported before the clock starts. Memory is the
 most that the process held (VmHWM) above what it held before loading; pages of a mapped file count while they are held.
+Free memory is made to be the machine's before the clock starts, unless it is to be found as it is.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from rawdiff.say import say_nothing
 from rawdiff.weights.build import PARTS, build_empty
 from rawdiff.weights.choose import read_json
 from rawdiff.weights.original import Names, places, to_original
+from rawdiff.weights.room import room_for
 from rawdiff.weights.single import FAMILIES
 from rawdiff.weights.vocabulary import build_tokenizer
 
@@ -146,8 +148,22 @@ def _memory(name: str) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
-def load(way: str, folder: Path, parts: list[str], dtype: torch.dtype) -> dict[str, float]:
-    """Load `parts` in one way, in this process: seconds, CPU seconds, peak bytes above the start, bytes of weights."""
+def _come_by(size_bytes: int) -> None:
+    """Take this much memory and free it again, so that the machine has it.
+
+    The host of a virtual machine may take what is freed there, and then gives it back page after page, which takes
+    longer than loading does: on a machine of one's own memory that is free is there.
+    """
+    room_for({"": (size_bytes,)}, torch.uint8)[""].zero_()
+
+
+def load(
+    way: str, folder: Path, parts: list[str], dtype: torch.dtype, is_cold: bool = False
+) -> dict[str, float]:
+    """Load `parts` in one way, in this process: seconds, CPU seconds, peak bytes above the start, bytes of weights.
+
+    First as much memory is taken and freed as the weights need, if not `is_cold`.
+    """
     import diffusers
     import transformers
 
@@ -155,6 +171,8 @@ def load(way: str, folder: Path, parts: list[str], dtype: torch.dtype) -> dict[s
     transformers.logging.set_verbosity_error()
     for part in parts:  # the modules of their classes, before the clock
         build_empty(PARTS[part], read_json(folder / part / "config.json"), part)
+    if not is_cold:
+        _come_by((folder / FILE).stat().st_size * dtype.itemsize // 2)  # stored in 16 bits
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before, begun, begun_cpu = _memory("VmRSS"), time.perf_counter(), time.process_time()
     loaded = [load() for load in _loaders(way, folder, parts, dtype)]
@@ -180,9 +198,9 @@ def step(source: Path, dtype: torch.dtype) -> dict[str, Any]:
     return {"load": loaded - begun, "step": done - loaded, "sha256": found, "finite": finite}
 
 
-def measure(way: str, folder: Path, parts: list[str], dtype: str) -> dict[str, float]:
+def measure(way: str, folder: Path, parts: list[str], dtype: str, is_cold: bool = False) -> dict[str, float]:
     """`load` in a process of its own."""
-    return _by_itself(way, str(folder), ",".join(parts), dtype)
+    return _by_itself(way, str(folder), ",".join(parts), dtype, "cold" if is_cold else "")
 
 
 def measure_step(source: Path, dtype: str) -> dict[str, Any]:
@@ -202,5 +220,6 @@ def _by_itself(*words: str) -> dict[str, Any]:
 if __name__ == "__main__" and sys.argv[1] == "step":
     print(json.dumps(step(Path(sys.argv[2]), weights.choose_dtype("cpu", sys.argv[3]))))
 elif __name__ == "__main__":
-    _, way, where, names, kind = sys.argv
-    print(json.dumps(load(way, Path(where), names.split(","), weights.choose_dtype("cpu", kind))))
+    _, way, where, names, kind, state = sys.argv
+    found = load(way, Path(where), names.split(","), weights.choose_dtype("cpu", kind), bool(state))
+    print(json.dumps(found))
