@@ -118,7 +118,8 @@ class Parts:
         if wanted is None:
             known = ", ".join(sorted(self._sources)) or "none"
             raise UsageError(
-                f"control {kind!r}: this model names no such net (it names {known}): give one with net="
+                f"control {kind!r}: this model names no such net (it names {known}): give one, by "
+                f"load(nets={{{kind!r}: ...}}) or Control(..., net=...)"
             )
         return wanted
 

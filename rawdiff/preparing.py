@@ -37,13 +37,13 @@ from rawdiff.noise import Noise, check_seeds, random_seed
 from rawdiff.parts import Parts
 from rawdiff.plan import make_plan
 from rawdiff.probes import NO_PROBE, ProbeLike
+from rawdiff.remarks import remarks
 from rawdiff.run import Run
 from rawdiff.say import Say, say_on_stderr
 from rawdiff.state import start
 from rawdiff.step import check_watch
 from rawdiff.syntax import PLAIN, Tag, check_syntax, check_untagged, take_all_tags
-from rawdiff.texts import encode_texts, notes_on, numbers_of, texts_of
-from rawdiff.vocabulary import unused
+from rawdiff.texts import encode_texts, texts_of
 
 __all__ = ["prepare"]
 
@@ -157,26 +157,16 @@ def prepare(
     made = made if image is None else part_way(made, strength)
     windows = [control.window for control in wanted]
     texts = texts_of(syntax, (prompts, negatives), second, made)
-    for line in notes_on(texts):
-        say(line)
     levels: dict[str, Any] = {"guidance": scales, "rescale": rescale, "windows": windows}
     levels |= {"guidance_end": guidance_end, "distilled": is_told(self.unet.config)}
     plan = make_plan(made, **levels, contexts=texts.rows, device=self.device)
-    if words:
-        read = [
-            (reader.vocabulary, numbers_of(reader, k, texts, guided=plan.guided))
-            for k, reader in enumerate(readers)
-        ]
-        for line in unused(*read):
-            say(line)
+    known = [(reader.vocabulary, reader.length) for reader in readers]
+    amounts: dict[str, Any] = {"scales": scales, "guidance_end": guidance_end, "guided": plan.guided}
+    for line in remarks(texts, known, triggers=bool(words), **amounts, distilled=plan.distilled):
+        say(line)
     absent = [
         not any(texts) for texts in zip(negatives, negatives if second is None else second[1], strict=True)
     ]
-    if not all(absent) and not plan.guided:
-        told_it = "this model is told its guidance, and has no half for it"
-        say(f"the negative prompt has no effect: {told_it if plan.distilled else 'guidance is off'}")
-    if guidance_end < 1.0 and all(scale <= 1.0 for scale in scales):
-        say("guidance end has no effect: guidance is off")
 
     with probe("hints", host=True):
         samples = [images.open_source(control.source) for control in wanted]

@@ -67,7 +67,8 @@ def cut(vocabulary: Vocabulary, prompt: str, length: int) -> tuple[list[int], st
     whole = vocabulary.numbers(prompt)
     if len(whole) <= length:
         return whole, ""
-    left_out = vocabulary.tokenizer.decode(whole[length - 1 : -1]).strip()
+    # A copy of transformers' CLIPTokenizer, as triggers need one, leaves its marks of words' ends in.
+    left_out = vocabulary.tokenizer.decode(whole[length - 1 : -1]).replace("</w>", " ").strip()
     return [*whole[: length - 1], whole[-1]], left_out
 
 

@@ -117,7 +117,8 @@ class Step:
             raise UsageError(f"step.{name} is not watched: prepare the run with watch=({name!r}, ...)")
         if name == "uncond" and not self.row.guided:
             raise UsageError(
-                "step.uncond: guidance is off (a scale of 1 or less), so the networks were not run on it"
+                "step.uncond: guidance is off (a scale of 1 or less, or after guidance_end), so the networks were not "
+                "run on it"
             )
         return self._value(name)
 

@@ -14,9 +14,10 @@ from rawdiff.probes import NO_PROBE, ProbeLike
 from rawdiff.prompts import Encoded, Reader, chunks_of, cut, encode_chunks, encode_prompts
 from rawdiff.sampler import Sampler, number_steps
 from rawdiff.say import Say, say_on_stderr
-from rawdiff.syntax import PLAIN, Chunk, find_markup, find_unbalanced, schedule
+from rawdiff.syntax import PLAIN, Chunk, find_markup, find_misread, schedule
+from rawdiff.vocabulary import Vocabulary
 
-__all__ = ["Both", "Texts", "encode_texts", "notes_on", "numbers_of", "texts_of"]
+__all__ = ["Both", "Texts", "encode_texts", "halves_of", "notes_on", "numbers_of", "texts_of"]
 
 Both = tuple[Sequence[str], Sequence[str]]
 """Prompts and negative prompts, one of each for each picture."""
@@ -72,10 +73,9 @@ def _every(contexts: Iterable[Iterable[Both]]) -> dict[str, None]:
 
 
 def notes_on(texts: Texts) -> Iterator[str]:
-    """Lines on what was hardly meant as it is read: markup in plain prompts, brackets without a partner in others."""
+    """Lines on what was hardly meant as it is read: markup in plain prompts, lone brackets and AND in others."""
     if texts.syntax != PLAIN:
-        lines = map(find_unbalanced, _every(texts.contexts))
-        yield from dict.fromkeys(line for line in lines if line is not None)
+        yield from dict.fromkeys(line for text in _every(texts.contexts) for line in find_misread(text))
         return
     for prompt in _every(texts.contexts):
         found = find_markup(prompt)
@@ -84,9 +84,11 @@ def notes_on(texts: Texts) -> Iterator[str]:
             return
 
 
-def numbers_of(reader: Reader, k: int, texts: Texts, *, guided: bool) -> Iterator[int]:
-    """Every token number that `encode_texts` has reader `k` encode, paddings aside; raises UsageError as it does."""
-    vocabulary, length = reader.vocabulary, reader.length
+def numbers_of(vocabulary: Vocabulary, length: int, k: int, texts: Texts, *, guided: bool) -> Iterator[int]:
+    """Every token number that `encode_texts` has reader `k` encode, paddings aside; raises UsageError as it does.
+
+    `vocabulary` is that reader's, `length` what it takes at once.
+    """
     halves = (half for both in texts.read_by(k) for half in (both if guided else both[:1]))
     for text in dict.fromkeys(text for half in halves for text in half):
         if texts.syntax == PLAIN:
@@ -127,7 +129,7 @@ def encode_texts(
     return tuple(Context(c, *rest) for c, rest in zip(cond.context.chunk(count), others, strict=True))
 
 
-def _halves(texts: Texts, k: int, guided: bool) -> tuple[list[str], list[str]]:
+def halves_of(texts: Texts, k: int, guided: bool) -> tuple[list[str], list[str]]:
     """All that reader `k` reads, the prompts of every context and, where it is read, the negative prompts."""
     prompts = [prompt for cond, _ in texts.read_by(k) for prompt in cond]
     return prompts, [negative for _, uncond in texts.read_by(k) for negative in uncond] if guided else []
@@ -146,7 +148,7 @@ def _plainly(
 
     found = []
     for k, reader in enumerate(readers):
-        prompts, negatives = _halves(texts, k, guided)
+        prompts, negatives = halves_of(texts, k, guided)
         cond = encode_prompts(reader, prompts, clip_skip=clip_skip, say=say_once, probe=probe)
         uncond = encode_prompts(reader, negatives, say=say_once, probe=probe) if guided else None
         found.append((cond, uncond))
@@ -157,7 +159,7 @@ def _in_chunks(
     readers: Sequence[Reader], texts: Texts, guided: bool, clip_skip: int, probe: ProbeLike
 ) -> list[tuple[Encoded, Encoded | None]]:
     """The same under A1111's syntax, every text in as many chunks as the longest has."""
-    halves = [_halves(texts, k, guided) for k in range(len(readers))]
+    halves = [halves_of(texts, k, guided) for k in range(len(readers))]
     with probe("tokens", host=True):
         chunks = [
             {text: chunks_of(reader.vocabulary, text, reader.length) for text in _every([[own]])}

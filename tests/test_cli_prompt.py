@@ -10,10 +10,12 @@ import pytest
 from PIL import Image
 
 from rawdiff import images
+from rawdiff.weights.single import FAMILIES
 from tests.cli_run import pixels, rawdiff
 from tests.lora_files import kohya, random_changes, write
 from tests.small_models import small_folder, small_text_encoder, small_unet
 
+EMBEDDED = ("--model", str(FAMILIES.parent / "solids"), "--size", "128x128")
 QUICK = ("--steps", "2", "--size", "64x64", "--seed", "3")
 
 
@@ -96,15 +98,42 @@ def test_a_lora_that_is_not_there_is_noted() -> None:
         ),
         ("a] (b [c", "the bracket of 'a]' closes nothing: it is read as text (and 2 others)"),
         (r"a (red) \( [on:grass:1] (b:1.2)", None),
+        ("a cube AND (a cone:1.2)", "AND is read as a word: it joins no prompts here"),
+        ("a cube and a cone, SAND", None),
     ],
 )
-def test_brackets_without_a_partner(prompt: str, note: str | None) -> None:
+def test_what_was_hardly_meant_so(prompt: str, note: str | None) -> None:
     """As they are read without a word elsewhere; here by `prompt` and by a run on one line."""
     expected = [] if note is None else [note]
     assert json.loads(rawdiff("prompt", prompt, *A1111, "--json").ok().out)["notes"] == expected
     told = rawdiff("gen", "-p", prompt, *QUICK, *A1111).ok().err.splitlines()
-    assert [line for line in told if "bracket" in line] == expected
+    assert [line for line in told if "bracket" in line or "AND" in line] == expected
     assert "bracket" not in rawdiff("prompt", prompt).ok().out
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            ["-p", "red " * 80 + "blue cube"],
+            "prompt of 84 tokens cut to 77; left out: 'red red red red red blue cube'",
+        ),
+        (["-p", "a", "-n", "blue", "-g", "1"], "the negative prompt has no effect: guidance is off"),
+        (["-p", "a", "-g", "1", "--guidance-end", "0.5"], "guidance end has no effect: guidance is off"),
+        (["-p", "a (cube:1.2)"], "'(cube:1.2)' in the prompt is read as plain text"),
+        (["-p", "a cube", "--embedding", "pylon", *EMBEDDED], "the embedding 'pylon' has no effect"),
+        (
+            ["-p", "pylon " + "red " * 78 + "blue cube", "--embedding", "pylon", *EMBEDDED],
+            "prompt of 84 tokens cut to 77; left out: 'red red red red red blue cube'",
+        ),
+        (["-p", "a pylon", "-n", "blue", "--embedding", "pylon", *EMBEDDED], None),
+    ],
+)
+def test_a_dry_run_tells_what_a_run_tells(words: list[str], line: str | None) -> None:
+    planned = rawdiff("gen", *QUICK, *words, "--dry-run").ok().err.splitlines()
+    told = rawdiff("gen", *QUICK, *words).ok().err.splitlines()
+    assert [one.startswith(line or "") for one in planned] == [True] * (line is not None)
+    assert set(planned) <= set(told)
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ PACKAGE = Path(__file__).parents[1] / "rawdiff"
 ORDER = [
     "version", "errors", "limits", "paths", "syntax", "say", "strict_json", "geometry", "probes", "noise", "sampler",
     "conditions", "plan", "state", "blend", "nets", "graphs", "prediction", "networks", "predict", "step",
-    "loop", "weights", "images", "choice_file", "openvino", "controls", "vocabulary", "prompts", "texts", "arguments",
-    "extras", "copies", "adapting", "autoencoder", "decode", "encode", "beginning", "recipe", "saved", "run", "files",
-    "parts", "binding", "preparing", "resuming", "model", "jobs", "study", "cli", "__main__",
+    "loop", "weights", "images", "choice_file", "openvino", "controls", "vocabulary", "prompts", "texts", "remarks",
+    "arguments", "extras", "copies", "adapting", "autoencoder", "decode", "encode", "beginning", "recipe", "saved",
+    "run", "files", "parts", "binding", "preparing", "resuming", "model", "jobs", "study", "cli", "__main__",
 ]  # fmt: skip
 """A module imports from those before it. `rawdiff/__init__.py` is beside the order: it looks names up lazily."""
 

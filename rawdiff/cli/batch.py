@@ -58,7 +58,11 @@ def batch(
 ) -> None:
     """Draw what a manifest lists, one item a line.
 
-    Pictures that are there already are not drawn again; a failed item does not stop the others.
+    A line is a JSON object: {"prompt": "a red cube", "depth": "room.png", "seed": 7}. Keys are gen's options; maps lie
+    in the manifest's folder. A line without a seed has one made from what it says; "count" draws several.
+
+    Pictures that are there already are not drawn again; a failed item does not stop the others, but a line that cannot
+    be read stops all before anything is drawn.
     """
     console = options.console_of(context)
     from rawdiff.jobs.batch import draw_manifest

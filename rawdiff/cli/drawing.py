@@ -177,7 +177,11 @@ Rescale = Annotated[
 ]
 ClipSkip = Annotated[
     int | None,
-    typer.Option(metavar="N", help="Leave out the text encoder's last layers.", rich_help_panel=SAMPLING),
+    typer.Option(
+        metavar="N",
+        help="Leave out the text encoder's last N layers, as in diffusers; 0. (A1111 counts from 1.)",
+        rich_help_panel=SAMPLING,
+    ),
 ]
 Guess = Annotated[
     bool | None,

@@ -170,6 +170,7 @@ class _Round:
                 self.say(f"line {item.line}: {job.describe()}")
                 if self.dry_run:
                     self.workshop.check_vae()
+                    self.workshop.remark(job)
                 else:
                     self.workshop.model()  # what is wrong with it is wrong for all
                     with self._item_may_fail(item):

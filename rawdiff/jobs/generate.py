@@ -97,6 +97,7 @@ def generate(
                 say(f"not the same as {again.path} in {', '.join(changed)}")
         if output is None:
             workshop.check_vae()
+            workshop.remark(job)
         else:
             say(job.describe())
             _draw(workshop, job, output, settings, watchers, say, done)

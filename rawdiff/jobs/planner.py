@@ -29,11 +29,14 @@ from rawdiff.nets.guidance import is_told
 from rawdiff.nets.text import check_clip_skip
 from rawdiff.nets.unet import INPAINT_CHANNELS
 from rawdiff.noise import check_seeds, random_seed
-from rawdiff.plan import check_guidance_end
+from rawdiff.plan import check_guidance_end, make_plan
 from rawdiff.probes import ProbeLike
+from rawdiff.prompts import text_length
+from rawdiff.remarks import remarks, say_cut
 from rawdiff.sampler import Sampler
 from rawdiff.say import Say, say_nothing
 from rawdiff.syntax import check_syntax
+from rawdiff.texts import texts_of
 from rawdiff.vocabulary import Ground, vocabularies
 
 __all__ = ["Planner"]
@@ -199,6 +202,28 @@ class Planner:
         options |= {"loras": loras, "embeddings": embeddings, **second}
         made = {**origin, **recipe.tool(self.device, self.runner.made_with)}
         return Job(request, size, seeds, controls, sampler, options, picture, made, put_back)
+
+    def remark(self, job: Job) -> None:
+        """Say what drawing the job would say of its texts and of guidance."""
+        options = job.options
+        first = [str(job.request.prompt)], [options["negative"]]
+        second = second_prompts(options["prompt_2"], options["negative_2"], first, 1, 1)
+        is_begun = options.get("image") is not None
+        sampler = part_way(job.sampler, options["strength"]) if is_begun else job.sampler
+        texts = texts_of(options["syntax"], first, second, sampler)
+        grounds = list(map(self._ground, self._numbers))
+        added = options["embeddings"]
+        words = vocabularies(grounds, [one.embedding for one in added])
+        readers = [
+            (own, text_length(own, ground.positions)) for own, ground in zip(words, grounds, strict=True)
+        ]
+        scale, end = options["guidance"], options["guidance_end"]
+        told = is_told(unet_config(self.source, self.defaults, masked=options.get("mask") is not None))
+        plan = make_plan(sampler, guidance=[scale], guidance_end=end, distilled=told, contexts=texts.rows)
+        amounts: dict[str, Any] = {"scales": [scale], "guidance_end": end, "guided": plan.guided}
+        for line in remarks(texts, readers, triggers=bool(added), **amounts, distilled=told):
+            self.say(line)
+        say_cut(texts, readers, guided=plan.guided, say=self.say)
 
     def _sampler(
         self, request: Request, recorded: Mapping[str, Any] | None

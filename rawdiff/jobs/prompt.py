@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from rawdiff.extras import say_unknown
 from rawdiff.limits import check_text
 from rawdiff.prompts import chunks_of, cut, text_length
 from rawdiff.say import Say, say_on_stderr
-from rawdiff.syntax import PLAIN, Chunk, Tag, check_syntax, find_markup, find_unbalanced, schedule, take_tags
+from rawdiff.syntax import PLAIN, Chunk, Tag, check_syntax, find_markup, find_misread, schedule, take_tags
 from rawdiff.vocabulary import Vocabulary
 
 __all__ = ["explain", "lines"]
@@ -58,7 +58,10 @@ def explain(
         "texts": [
             _text(vocabulary, start, said, chunks_of(vocabulary, said, length), "") for start, said in read
         ],
-        "notes": [*_unknown(source, tags), *_unbalanced(text for _, text in read)],
+        "notes": [
+            *_unknown(source, tags),
+            *dict.fromkeys(line for _, text in read for line in find_misread(text)),
+        ],
     }
 
 
@@ -67,10 +70,6 @@ def _unknown(source: weights.Source, tags: Sequence[Tag]) -> Iterator[str]:
     own = weights.read_defaults(source).loras if tags else {}
     for name in dict.fromkeys(tag.name for tag in tags if tag.name not in own):
         yield f"{say_unknown('lora', name, own)}, and a run refuses it; a file is given by --lora PATH@scale"
-
-
-def _unbalanced(texts: Iterable[str]) -> Iterable[str]:
-    return dict.fromkeys(line for line in map(find_unbalanced, texts) if line is not None)
 
 
 def _text(

@@ -14,6 +14,7 @@ AND joins no prompts. Every function takes any text: what is not balanced is rea
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from rawdiff.errors import UsageError
 from rawdiff.syntax.chunks import Chunk, chunked
@@ -33,7 +34,7 @@ __all__ = [
     "check_untagged",
     "chunked",
     "find_markup",
-    "find_unbalanced",
+    "find_misread",
     "parse_weights",
     "schedule",
     "take_all_tags",
@@ -46,6 +47,18 @@ SYNTAXES = (PLAIN, A1111)
 _MARKUP = re.compile(
     r"\([^()]*:\s*[+-]?[0-9.]+\s*\)|\[[^\[\]]*:\s*[0-9.]+\s*\]|<lora:[^<>]*>|\bBREAK\b", re.ASCII
 )
+
+
+_AND = re.compile(r"\bAND\b")
+
+
+def find_misread(text: str) -> Iterator[str]:
+    """Lines on what in a text of `A1111` was hardly meant as it is read here."""
+    line = find_unbalanced(text)
+    if line is not None:
+        yield line
+    if _AND.search(text):
+        yield "AND is read as a word: it joins no prompts here"
 
 
 def check_syntax(given: object) -> str:

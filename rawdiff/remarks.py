@@ -1,0 +1,56 @@
+"""Lines on what of a run was hardly meant as it is read, or has no effect: told by a dry run too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rawdiff.prompts import tokenize
+from rawdiff.say import Say
+from rawdiff.syntax import PLAIN
+from rawdiff.texts import Texts, halves_of, notes_on, numbers_of
+from rawdiff.vocabulary import Vocabulary, unused
+
+__all__ = ["Words", "remarks", "say_cut"]
+
+Words = tuple[Vocabulary, int]
+"""What a text encoder knows, and how many tokens it takes at once."""
+
+
+def remarks(
+    texts: Texts,
+    readers: Sequence[Words],
+    *,
+    triggers: bool,
+    scales: Sequence[float],
+    guidance_end: float,
+    guided: bool,
+    distilled: bool,
+) -> Iterator[str]:
+    """Lines on the texts, on `triggers` that no text has, and on what guidance does not do at these `scales`.
+
+    `guided` tells whether any step has guidance, `distilled` whether the networks are told its scale.
+    """
+    yield from notes_on(texts)
+    if triggers:
+        yield from unused(
+            *(
+                (vocabulary, numbers_of(vocabulary, length, k, texts, guided=guided))
+                for k, (vocabulary, length) in enumerate(readers)
+            )
+        )
+    said = any(text for context in texts.contexts for _, negatives in context for text in negatives)
+    if said and not guided:
+        told_it = "this model is told its guidance, and has no half for it"
+        yield f"the negative prompt has no effect: {told_it if distilled else 'guidance is off'}"
+    if guidance_end < 1.0 and all(scale <= 1.0 for scale in scales):
+        yield "guidance end has no effect: guidance is off"
+
+
+def say_cut(texts: Texts, readers: Sequence[Words], *, guided: bool, say: Say) -> None:
+    """Tell what of plain texts does not fit, as `encode_texts` does."""
+    told: dict[str, None] = {}
+    for k, (vocabulary, length) in enumerate(readers if texts.syntax == PLAIN else ()):
+        prompts, negatives = halves_of(texts, k, guided)
+        tokenize(vocabulary, [*prompts, *negatives], length, lambda line: told.setdefault(line))
+    for line in told:  # two tokenizers cut a text alike
+        say(line)
