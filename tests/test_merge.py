@@ -17,7 +17,7 @@ from torch import Tensor
 import rawdiff
 from rawdiff import Model, recipe, weights
 from rawdiff.errors import InputError, UsageError, WeightsError
-from rawdiff.weights import tensorfile
+from rawdiff.weights import disk, fill, tensorfile
 from rawdiff.weights.merge import parse
 from tests.checkpoints import small_checkpoint, write
 from tests.cli_run import depth_map, pixels
@@ -139,13 +139,13 @@ def test_an_inpainting_unet_beside_is_none_of_the_sum(folders: list[Path], tmp_p
 def test_each_file_is_read_once(folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     opened = weights.open_source(named((folders[0], 0.6), (folders[1], 0.4)))
     read: dict[Path, int] = {}
-    whole = tensorfile.read_exactly
+    into = disk._read_into
 
-    def counted(descriptor: int, size_bytes: int, offset: int, path: Path) -> Tensor:
-        read[path] = read.get(path, 0) + size_bytes
-        return whole(descriptor, size_bytes, offset, path)
+    def counted(view: memoryview, descriptor: int, offset: int, path: Path) -> None:
+        read[path] = read.get(path, 0) + len(view)
+        into(view, descriptor, offset, path)
 
-    monkeypatch.setattr(tensorfile, "read_exactly", counted)
+    monkeypatch.setattr(disk, "_read_into", counted)
     unet = weights.load_unet(opened, device="cpu")
     own_bytes = sum(p.numel() * 4 for p in unet.parameters())
     assert len(read) == 2
@@ -160,8 +160,10 @@ def test_memory_holds_the_sum_and_one_more(
 ) -> None:
     """When a tensor is read, no other that was read is alive but the sum so far (the first, summed in its memory).
 
-    So it is for each of the threads that load side by side, which are as many as torch has, and leave it so many.
+    So it is for each of the threads that load side by side, which are as many as torch has, and leave it so many. Whole
+    tensors are read for a GPU; by blocks, as on a CPU, each file has the memory of one.
     """
+    monkeypatch.setattr(fill, "_by_blocks", lambda feed, made: made.copy_(feed[0].read(feed[1])))
     alive: list[Any] = []
     most = 0
     met, together = threading.local(), threading.Barrier(threads)

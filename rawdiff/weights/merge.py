@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,13 +160,14 @@ class Summed:
         """
         found = (feeds[name] for feeds, _ in self._terms)
         for terms in zip(*(file.blocks(own, count, rows) for file, own in found), strict=True):
-            yield self._sum(name, terms)
+            yield self._sum(name, iter(terms))
 
-    def _sum(self, name: str, terms: Iterable[Tensor]) -> Tensor:
+    def _sum(self, name: str, terms: Iterator[Tensor]) -> Tensor:
         """What `terms` add up to, in the memory of the first if that is fp32."""
         total: Tensor | None = None
-        for (feeds, weight), tensor in zip(self._terms, terms, strict=True):
+        for feeds, weight in self._terms:
             file, own = feeds[name]
+            tensor = next(terms)  # zip would hold the last one meanwhile
             check_finite(tensor, file.path, file.key(own))
             if total is None:
                 total = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
