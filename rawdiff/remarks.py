@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from rawdiff.plan import Plan
 from rawdiff.prompts import tokenize
 from rawdiff.say import Say
 from rawdiff.syntax import PLAIN
@@ -19,29 +20,28 @@ Words = tuple[Vocabulary, int]
 def remarks(
     texts: Texts,
     readers: Sequence[Words],
+    plan: Plan,
     *,
     triggers: bool,
     scales: Sequence[float],
     guidance_end: float,
-    guided: bool,
-    distilled: bool,
 ) -> Iterator[str]:
-    """Lines on the texts, on `triggers` that no text has, and on what guidance does not do at these `scales`.
+    """Lines on the texts, on `triggers` that no text has, and on what guidance does not do in `plan`.
 
-    `guided` tells whether any step has guidance, `distilled` whether the networks are told its scale.
+    `scales` and `guidance_end` are what was asked for.
     """
     yield from notes_on(texts)
     if triggers:
         yield from unused(
             *(
-                (vocabulary, numbers_of(vocabulary, length, k, texts, guided=guided))
+                (vocabulary, numbers_of(vocabulary, length, k, texts, guided=plan.guided))
                 for k, (vocabulary, length) in enumerate(readers)
             )
         )
     said = any(text for context in texts.contexts for _, negatives in context for text in negatives)
-    if said and not guided:
+    if said and not plan.guided:
         told_it = "this model is told its guidance, and has no half for it"
-        yield f"the negative prompt has no effect: {told_it if distilled else 'guidance is off'}"
+        yield f"the negative prompt has no effect: {told_it if plan.distilled else 'guidance is off'}"
     if guidance_end < 1.0 and all(scale <= 1.0 for scale in scales):
         yield "guidance end has no effect: guidance is off"
 

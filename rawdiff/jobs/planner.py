@@ -220,8 +220,7 @@ class Planner:
         scale, end = options["guidance"], options["guidance_end"]
         told = is_told(unet_config(self.source, self.defaults, masked=options.get("mask") is not None))
         plan = make_plan(sampler, guidance=[scale], guidance_end=end, distilled=told, contexts=texts.rows)
-        amounts: dict[str, Any] = {"scales": [scale], "guidance_end": end, "guided": plan.guided}
-        for line in remarks(texts, readers, triggers=bool(added), **amounts, distilled=told):
+        for line in remarks(texts, readers, plan, triggers=bool(added), scales=[scale], guidance_end=end):
             self.say(line)
         say_cut(texts, readers, guided=plan.guided, say=self.say)
 

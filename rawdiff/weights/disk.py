@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rawdiff.errors import ResourceError, WeightsError
 
-__all__ = ["read_blocks", "read_exactly"]
+__all__ = ["in_blocks", "read_blocks", "read_exactly"]
 
 _READ_BYTES = 2**30  # Linux reads at most 2 GiB - 4 KiB at once
 
@@ -39,6 +39,11 @@ def read_blocks(
             view, block = view[:left], block[: left // dtype.itemsize]
         _read_into(view, descriptor, offset + done, path)
         yield block
+
+
+def in_blocks(tensor: Tensor, count: int) -> Iterator[Tensor]:
+    """The values of a contiguous tensor that is read already, as `read_blocks` gives them."""
+    return iter(torch.split(tensor.view(-1), count))
 
 
 def _memory(size_bytes: int, path: Path) -> Tensor:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rawdiff.errors import WeightsError
+from rawdiff.weights.disk import in_blocks
 from rawdiff.weights.original import FLAT, THIRDS, TURNED, WHOLE, Names, places
 from rawdiff.weights.renames import Ignorable
 from rawdiff.weights.tensorfile import TensorFile
@@ -164,7 +164,7 @@ class View:
         """The values of what `read` gives, `count` at a time, in memory that may be used again."""
         key, how = self._feeds[name]
         if how == TURNED:
-            return iter(torch.split(self.read(name, rows).view(-1), count))
+            return in_blocks(self.read(name, rows), count)
         return self._file.blocks(key, count, self._rows(name, how, rows))
 
     def _rows(self, name: str, how: str, rows: tuple[int, int] | None) -> tuple[int, int] | None:

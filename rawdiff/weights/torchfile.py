@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rawdiff.errors import ResourceError, WeightsError
-from rawdiff.weights.disk import read_blocks, read_exactly
+from rawdiff.weights.disk import in_blocks, read_blocks, read_exactly
 from rawdiff.weights.header import DTYPES
 
 __all__ = ["PickleFile", "ZippedFile", "read_pickle"]
@@ -102,7 +102,7 @@ class PickleFile(_Tensors):
 
     def blocks(self, name: str, count: int, rows: tuple[int, int] | None = None) -> Iterator[Tensor]:
         """The values of one tensor, or of its rows, `count` at a time."""
-        return iter(torch.split(self.read(name, rows).view(-1), count))
+        return in_blocks(self.read(name, rows), count)
 
 
 class ZippedFile(_Tensors):
@@ -152,7 +152,7 @@ class ZippedFile(_Tensors):
         """The values of one tensor, or of its rows, `count` at a time, in memory that may be used again."""
         value = self._found(name, rows)
         if not value.is_contiguous():
-            return iter(torch.split(self.read(name, rows).view(-1), count))
+            return in_blocks(self.read(name, rows), count)
         begin, size_bytes = self._place(name, value)
         return read_blocks(self._descriptor, size_bytes, begin, self.path, value.dtype, count)
 

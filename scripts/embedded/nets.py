@@ -66,18 +66,19 @@ def unlike(
     with torch.no_grad():
         true = residuals(leader)
     each = [residuals(kind) for kind in hints if kind != leader]
+    counts = [1.0] * len(each)
     if len(each) > 1:
+        counts.append(TOGETHER)
         each.append([torch.stack(same).mean(0) for same in zip(*each, strict=True)])
-    counts = torch.tensor([1.0] * (len(hints) - 1) + [TOGETHER] * (len(hints) > 2), device=x0.device)
-    errors = []
-    for said in each:
+    loss = x0.new_zeros(())
+    for said, count in zip(each, counts, strict=True):
         apart = []
         for ours, theirs in zip(said, true, strict=True):
             product, due = (ours * theirs).sum(1), theirs.square().sum(1)
             alike = F.cosine_similarity(ours, theirs, dim=1)
             apart.append(2 - 2 * alike + (product / due - 1).square())
-        errors.append(torch.stack(apart).mean())
-    return torch.stack(errors) @ counts / counts.sum()
+        loss = loss + count * torch.stack(apart).mean()
+    return loss / sum(counts)
 
 
 def main() -> None:
