@@ -161,7 +161,7 @@ def prepare(
     levels |= {"guidance_end": guidance_end, "distilled": is_told(self.unet.config)}
     plan = make_plan(made, **levels, contexts=texts.rows, device=self.device)
     known = [(reader.vocabulary, reader.length) for reader in readers]
-    for line in remarks(texts, known, plan, triggers=bool(words), scales=scales, guidance_end=guidance_end):
+    for line in remarks(texts, known, plan, triggers=bool(words)):
         say(line)
     absent = [
         not any(texts) for texts in zip(negatives, negatives if second is None else second[1], strict=True)

@@ -67,9 +67,7 @@ def cut(vocabulary: Vocabulary, prompt: str, length: int) -> tuple[list[int], st
     whole = vocabulary.numbers(prompt)
     if len(whole) <= length:
         return whole, ""
-    # A copy of transformers' CLIPTokenizer, as triggers need one, leaves its marks of words' ends in.
-    left_out = vocabulary.tokenizer.decode(whole[length - 1 : -1]).replace("</w>", " ").strip()
-    return [*whole[: length - 1], whole[-1]], left_out
+    return [*whole[: length - 1], whole[-1]], vocabulary.text(whole[length - 1 : -1])
 
 
 def tokenize(vocabulary: Vocabulary, prompts: Sequence[str], length: int, say: Say) -> Tensor:

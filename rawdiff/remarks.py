@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from rawdiff.plan import Plan
 from rawdiff.prompts import tokenize
-from rawdiff.say import Say
+from rawdiff.say import Say, once
 from rawdiff.syntax import PLAIN
 from rawdiff.texts import Texts, halves_of, notes_on, numbers_of
 from rawdiff.vocabulary import Vocabulary, unused
@@ -23,13 +23,8 @@ def remarks(
     plan: Plan,
     *,
     triggers: bool,
-    scales: Sequence[float],
-    guidance_end: float,
 ) -> Iterator[str]:
-    """Lines on the texts, on `triggers` that no text has, and on what guidance does not do in `plan`.
-
-    `scales` and `guidance_end` are what was asked for.
-    """
+    """Lines on the texts, on `triggers` that no text has, and on what guidance does not do in `plan`."""
     yield from notes_on(texts)
     if triggers:
         yield from unused(
@@ -42,15 +37,13 @@ def remarks(
     if said and not plan.guided:
         told_it = "this model is told its guidance, and has no half for it"
         yield f"the negative prompt has no effect: {told_it if plan.distilled else 'guidance is off'}"
-    if guidance_end < 1.0 and all(scale <= 1.0 for scale in scales):
+    if plan.guidance_end < 1.0 and all(scale <= 1.0 for scale in plan.guidance):
         yield "guidance end has no effect: guidance is off"
 
 
 def say_cut(texts: Texts, readers: Sequence[Words], *, guided: bool, say: Say) -> None:
     """Tell what of plain texts does not fit, as `encode_texts` does."""
-    told: dict[str, None] = {}
+    say_once = once(say)
     for k, (vocabulary, length) in enumerate(readers if texts.syntax == PLAIN else ()):
         prompts, negatives = halves_of(texts, k, guided)
-        tokenize(vocabulary, [*prompts, *negatives], length, lambda line: told.setdefault(line))
-    for line in told:  # two tokenizers cut a text alike
-        say(line)
+        tokenize(vocabulary, [*prompts, *negatives], length, say_once)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-__all__ = ["Say", "say_nothing", "say_on_stderr"]
+__all__ = ["Say", "once", "say_nothing", "say_on_stderr"]
 
 Say = Callable[[str], None]
 """Takes one line for a person."""
@@ -18,3 +18,15 @@ def say_on_stderr(line: str) -> None:
 
 def say_nothing(line: str) -> None:
     """Print nothing."""
+
+
+def once(say: Say, told: Iterable[str] = ()) -> Say:
+    """`say`, for each line the first time only, and never for those `told` already."""
+    known = set(told)
+
+    def say_once(line: str) -> None:
+        if line not in known:
+            known.add(line)
+            say(line)
+
+    return say_once

@@ -13,7 +13,7 @@ from rawdiff.limits import check_text
 from rawdiff.probes import NO_PROBE, ProbeLike
 from rawdiff.prompts import Encoded, Reader, chunks_of, cut, encode_chunks, encode_prompts
 from rawdiff.sampler import Sampler, number_steps
-from rawdiff.say import Say, say_on_stderr
+from rawdiff.say import Say, once, say_on_stderr
 from rawdiff.syntax import PLAIN, Chunk, find_markup, find_misread, schedule
 from rawdiff.vocabulary import Vocabulary
 
@@ -139,13 +139,7 @@ def _plainly(
     readers: Sequence[Reader], texts: Texts, guided: bool, clip_skip: int, say: Say, probe: ProbeLike
 ) -> list[tuple[Encoded, Encoded | None]]:
     """What each reader says of the prompts, and of the negative prompts where there are any."""
-    told: set[str] = set()
-
-    def say_once(line: str) -> None:  # two tokenizers cut a text alike
-        if line not in told:
-            told.add(line)
-            say(line)
-
+    say_once = once(say)  # two tokenizers cut a text alike
     found = []
     for k, reader in enumerate(readers):
         prompts, negatives = halves_of(texts, k, guided)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -42,6 +43,19 @@ class Vocabulary:
         """The same without start and end, and what must stay together (a trigger's vectors) together."""
         found = self.tokenizer(text, verbose=False).input_ids[1:-1]
         return [tuple(self.spans.get(one, (one,))) for one in found]
+
+    def text(self, numbers: Sequence[int]) -> str:
+        """What token numbers of a prompt say, each trigger once, and so where they begin inside one."""
+        trigger = {number: first for first, span in self.spans.items() for number in span}
+        owners = [trigger.get(number, number) for number in numbers]
+        kept = [own for k, own in enumerate(owners) if k == 0 or own == numbers[k]]
+        said = []
+        for is_trigger, some in groupby(kept, self.spans.__contains__):
+            if is_trigger:
+                said += self.tokenizer.convert_ids_to_tokens(list(some))
+            else:  # a copy of transformers' CLIPTokenizer, as triggers need one, leaves its marks of words' ends in
+                said.append(self.tokenizer.decode(list(some)).replace("</w>", " ").strip())
+        return " ".join(said)
 
     @property
     def comma(self) -> int | None:

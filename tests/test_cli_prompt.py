@@ -126,6 +126,10 @@ def test_what_was_hardly_meant_so(prompt: str, note: str | None) -> None:
             ["-p", "pylon " + "red " * 78 + "blue cube", "--embedding", "pylon", *EMBEDDED],
             "prompt of 84 tokens cut to 77; left out: 'red red red red red blue cube'",
         ),
+        (
+            ["-p", "red " * 74 + "pylon cube and a pylon on grass", "--embedding", "pylon", *EMBEDDED],
+            "prompt of 85 tokens cut to 77; left out: 'pylon cube and a pylon on grass'",
+        ),
         (["-p", "a pylon", "-n", "blue", "--embedding", "pylon", *EMBEDDED], None),
     ],
 )

@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,7 @@ def test_memory_holds_the_sum_and_one_more(
     """When a tensor is read, no other that was read is alive but the sum so far (the first, summed in its memory).
 
     So it is for each of the threads that load side by side, which are as many as torch has, and leave it so many. Whole
-    tensors are read for a GPU; by blocks, as on a CPU, each file has the memory of one.
+    tensors are read for a GPU; here on a CPU, in place of blocks.
     """
     monkeypatch.setattr(fill, "_by_blocks", lambda feed, made: made.copy_(feed[0].read(feed[1])))
     alive: list[Any] = []
@@ -189,6 +190,32 @@ def test_memory_holds_the_sum_and_one_more(
         torch.set_num_threads(before)
     assert len(alive) == 3 * len(unet.state_dict())
     assert most == 2 if threads == 1 else 2 <= most <= 2 * threads
+
+
+def test_by_blocks_memory_holds_one_of_each_file(
+    folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fill, "_BLOCK", 64)
+    read, open_now, most = tensorfile.read_blocks, 0, 0
+
+    def watched(*place: Any) -> Iterator[Tensor]:
+        nonlocal open_now, most
+        open_now += 1
+        most = max(most, open_now)
+        for block in read(*place):
+            assert block.untyped_storage().nbytes() <= 64 * block.element_size()
+            yield block
+        open_now -= 1
+
+    monkeypatch.setattr(tensorfile, "read_blocks", watched)
+    monkeypatch.setattr(tensorfile.SafetensorsFile, "read", None)  # no tensor is read whole
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        weights.load_unet(named(*zip(folders, (0.5, 0.25, 0.25), strict=True)), device="cpu", dtype="bf16")
+    finally:
+        torch.set_num_threads(before)
+    assert (open_now, most) == (0, 3)
 
 
 # Recipes.

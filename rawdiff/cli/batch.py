@@ -17,7 +17,11 @@ EPILOG = """[bold]A line of FILE[/bold]
 
 [cyan]{"prompt": "a red cube on grass", "depth": "maps/room.png", "size": "768x512", "seed": 7}[/cyan]
 
-Keys are gen's options; [cyan]out[/cyan] names the picture inside the output folder.
+Keys are gen's options for a picture; [cyan]out[/cyan] names it inside the output folder.
+
+Without a seed a line has one made from what it says; [cyan]count[/cyan] draws several.
+
+Maps lie in the file's folder or below it.
 """
 
 
@@ -57,9 +61,6 @@ def batch(
     debug: options.Debug = False,
 ) -> None:
     """Draw what a manifest lists, one item a line.
-
-    A line is a JSON object: {"prompt": "a red cube", "depth": "room.png", "seed": 7}. Keys are gen's options; maps lie
-    in the manifest's folder. A line without a seed has one made from what it says; "count" draws several.
 
     Pictures that are there already are not drawn again; a failed item does not stop the others, but a line that cannot
     be read stops all before anything is drawn.

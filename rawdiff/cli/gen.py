@@ -20,7 +20,7 @@ EPILOG = """[bold]Examples[/bold]
 [cyan]rawdiff gen -p "a red cube on grass"[/cyan]
 [cyan]rawdiff gen -p "two blue spheres on sand" --depth room.png --size 768x512 --seed 7[/cyan]
 [cyan]rawdiff gen -p "a cone at night" --control depth=room.png@0.8,0-0.6 --sampler "dpm++ 2m karras"[/cyan]
-[cyan]rawdiff gen -p "a blue cone on grass" --image room.png --mask cube.png[/cyan]
+[cyan]rawdiff gen -p "a blue cone on grass" --image room.png --mask hole.png[/cyan]
 [cyan]rawdiff gen --from output_images/a-red-cube-on-grass-7.png --steps 50[/cyan]
 """
 

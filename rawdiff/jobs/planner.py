@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -211,16 +212,16 @@ class Planner:
         is_begun = options.get("image") is not None
         sampler = part_way(job.sampler, options["strength"]) if is_begun else job.sampler
         texts = texts_of(options["syntax"], first, second, sampler)
-        grounds = list(map(self._ground, self._numbers))
         added = options["embeddings"]
-        words = vocabularies(grounds, [one.embedding for one in added])
+        words = vocabularies(self._grounds, [one.embedding for one in added])
         readers = [
-            (own, text_length(own, ground.positions)) for own, ground in zip(words, grounds, strict=True)
+            (own, text_length(own, ground.positions))
+            for own, ground in zip(words, self._grounds, strict=True)
         ]
-        scale, end = options["guidance"], options["guidance_end"]
         told = is_told(unet_config(self.source, self.defaults, masked=options.get("mask") is not None))
-        plan = make_plan(sampler, guidance=[scale], guidance_end=end, distilled=told, contexts=texts.rows)
-        for line in remarks(texts, readers, plan, triggers=bool(added), scales=[scale], guidance_end=end):
+        levels: dict[str, Any] = {"guidance": [options["guidance"]], "guidance_end": options["guidance_end"]}
+        plan = make_plan(sampler, **levels, distilled=told, contexts=texts.rows)
+        for line in remarks(texts, readers, plan, triggers=bool(added)):
             self.say(line)
         say_cut(texts, readers, guided=plan.guided, say=self.say)
 
@@ -255,17 +256,23 @@ class Planner:
         for one in loras:
             self._layers[masked].match(one.lora)
         if embeddings:
-            vocabularies(list(map(self._ground, self._numbers)), [one.embedding for one in embeddings])
+            vocabularies(self._grounds, [one.embedding for one in embeddings])
 
     @property
     def _numbers(self) -> tuple[str, ...]:
         """What the names of the model's text encoders, and of their tokenizers, end in."""
         return ("", "_2") if self.defaults.two_encoders else ("",)
 
-    def _ground(self, number: str) -> Ground:
-        config = weights.read_config(self.source, f"text_encoder{number}")
-        tokenizer = weights.load_tokenizer(self.source, f"tokenizer{number}")
-        return Ground(tokenizer, config.get("hidden_size", 512), config.get("max_position_embeddings", 77))
+    @cached_property
+    def _grounds(self) -> list[Ground]:
+        """What the text encoders' words are, read once however many items there are."""
+        found = []
+        for number in self._numbers:
+            config = weights.read_config(self.source, f"text_encoder{number}")
+            tokenizer = weights.load_tokenizer(self.source, f"tokenizer{number}")
+            width, positions = config.get("hidden_size", 512), config.get("max_position_embeddings", 77)
+            found.append(Ground(tokenizer, width, positions))
+        return found
 
     def _more_bytes(self, kinds: Sequence[str], loras: Sequence[AddedLora], *, masked: bool) -> int:
         """Bytes of the copies of weights that a run would make on a CPU, from the configs: see `Parts.more_bytes`."""

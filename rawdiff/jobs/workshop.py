@@ -32,7 +32,7 @@ from rawdiff.model import Model, load
 from rawdiff.nets.memory import is_out_of_memory
 from rawdiff.openvino import choose_runner
 from rawdiff.probes import NO_PROBE, ProbeLike
-from rawdiff.say import Say, say_on_stderr
+from rawdiff.say import Say, once, say_on_stderr
 
 __all__ = ["MODEL_VARIABLE", "DeviceFailedError", "Workshop", "named_model"]
 
@@ -126,13 +126,7 @@ class Workshop(Planner):
 
         Another backend than torch has no such thing: the last way is torch's. Raises NonFiniteError, ResourceError.
         """
-        model, told, first = self.model(), set(self._told), 0
-
-        def say_once(line: str) -> None:
-            if line not in told:
-                told.add(line)
-                self.say(line)
-
+        model, say_once, first = self.model(), once(self.say, self._told), 0
         while first < len(job.seeds):
             count = min(batch, len(job.seeds) - first)
             try:

@@ -14,7 +14,7 @@ from rawdiff.errors import WeightsError
 from rawdiff.weights.disk import in_blocks
 from rawdiff.weights.original import FLAT, THIRDS, TURNED, WHOLE, Names, places
 from rawdiff.weights.renames import Ignorable
-from rawdiff.weights.tensorfile import TensorFile
+from rawdiff.weights.tensorfile import StoredFile
 
 __all__ = ["BESIDE", "HELD", "IGNORED", "Held", "View", "find_parts", "unexplained"]
 
@@ -99,7 +99,7 @@ def unexplained(keys: Collection[str], parts: Mapping[str, Held]) -> list[str]:
 class View:
     """One part of a file as a file of its own, in the names and shapes of `module`; read from where it is."""
 
-    def __init__(self, file: TensorFile, held: Held, config: Mapping[str, Any], *, ema: bool = False) -> None:
+    def __init__(self, file: StoredFile, held: Held, config: Mapping[str, Any], *, ema: bool = False) -> None:
         self.path: Path = file.path
         self._file, self._held, self._ema = file, held, ema
         self._names = None if held.layout == "plain" else Names(places(held.layout, config))
@@ -150,30 +150,27 @@ class View:
         place = None if self._names is None else self._names.original(name)
         return self._key_in_file(name if place is None else place[0])
 
-    def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
-        """One tensor as the module wants it, or its rows from one to before another, in memory of its own."""
+    def read(self, name: str) -> Tensor:
+        """One tensor as the module wants it, in memory of its own."""
         key, how = self._feeds[name]
-        shape = self._shapes[name]
         if how == TURNED:
-            turned = self._file.read(key).t()
-            return (turned if rows is None else turned[slice(*rows)]).contiguous()
-        tensor = self._file.read(key, self._rows(name, how, rows))
-        return tensor.reshape(shape if rows is None else (len(tensor), *shape[1:]))
+            return self._file.read(key).t().contiguous()
+        return self._file.read(key, self._rows(name)).reshape(self._shapes[name])
 
-    def blocks(self, name: str, count: int, rows: tuple[int, int] | None = None) -> Iterator[Tensor]:
+    def blocks(self, name: str, count: int) -> Iterator[Tensor]:
         """The values of what `read` gives, `count` at a time, in memory that may be used again."""
         key, how = self._feeds[name]
         if how == TURNED:
-            return in_blocks(self.read(name, rows), count)
-        return self._file.blocks(key, count, self._rows(name, how, rows))
+            return in_blocks(self.read(name), count)
+        return self._file.blocks(key, count, self._rows(name))
 
-    def _rows(self, name: str, how: str, rows: tuple[int, int] | None) -> tuple[int, int] | None:
-        """Which rows in the file."""
+    def _rows(self, name: str) -> tuple[int, int] | None:
+        """Which third of the rows in the file; None for all."""
+        how = self._feeds[name][1]
         if how not in THIRDS:
-            return rows
-        length = self._shapes[name][0]
-        first, end = rows or (0, length)
-        return length * THIRDS.index(how) + first, length * THIRDS.index(how) + end
+            return None
+        length, k = self._shapes[name][0], THIRDS.index(how)
+        return k * length, (k + 1) * length
 
     def close(self) -> None:
         """Give back the file."""

@@ -115,7 +115,8 @@ def _plain(value: Any) -> Any:
 class Summed:
     """The weighted sum of several files' tensors as a file, in a module's names.
 
-    Each tensor is read once from each file, and no more than the sum and one of them are held. What has weight 0 is
+    Each tensor is read once from each file, and no more than the sum and one of them are held, or
+    a block of each. What has weight 0 is
     checked by its header and not read, so that the others stay what they are to the bit.
     """
 
@@ -145,21 +146,21 @@ class Summed:
         file, own = self._first[name]
         return file.key(own)
 
-    def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
+    def read(self, name: str) -> Tensor:
         """The sum in fp32 (fp64 of files in fp64), in memory of its own.
 
         Raises WeightsError for NaN or Inf in a term, ResourceError.
         """
         found = (feeds[name] for feeds, _ in self._terms)
-        return self._sum(name, (file.read(own, rows) for file, own in found))
+        return self._sum(name, (file.read(own) for file, own in found))
 
-    def blocks(self, name: str, count: int, rows: tuple[int, int] | None = None) -> Iterator[Tensor]:
+    def blocks(self, name: str, count: int) -> Iterator[Tensor]:
         """The same sum, `count` values at a time, in memory that may be used again.
 
         Raises WeightsError for NaN or Inf in a term, ResourceError.
         """
         found = (feeds[name] for feeds, _ in self._terms)
-        for terms in zip(*(file.blocks(own, count, rows) for file, own in found), strict=True):
+        for terms in zip(*(file.blocks(own, count) for file, own in found), strict=True):
             yield self._sum(name, iter(terms))
 
     def _sum(self, name: str, terms: Iterator[Tensor]) -> Tensor:

@@ -22,7 +22,7 @@ from rawdiff.weights.header import DTYPES, MAX_HEADER_BYTES, Entry, parse_header
 from rawdiff.weights.sniff import open_checked, say_kind
 from rawdiff.weights.torchfile import PickleFile, ZippedFile
 
-__all__ = ["SafetensorsFile", "TensorFile", "open_tensors"]
+__all__ = ["SafetensorsFile", "StoredFile", "TensorFile", "open_tensors"]
 
 
 class TensorFile(Protocol):
@@ -39,10 +39,10 @@ class TensorFile(Protocol):
     def key(self, name: str) -> str:
         """How messages call a tensor, there or missing: by its name in the file."""
 
-    def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
-        """One tensor, or its rows from one to before another, on the CPU, in memory of its own."""
+    def read(self, name: str) -> Tensor:
+        """One tensor, on the CPU, in memory of its own."""
 
-    def blocks(self, name: str, count: int, rows: tuple[int, int] | None = None) -> Iterator[Tensor]:
+    def blocks(self, name: str, count: int) -> Iterator[Tensor]:
         """The values of what `read` gives, in their order, as flat tensors of `count` and a last one of the rest.
 
         Each may lie in memory that the next one uses again.
@@ -50,6 +50,16 @@ class TensorFile(Protocol):
 
     def close(self) -> None:
         """Give back the file."""
+
+
+class StoredFile(TensorFile, Protocol):
+    """A file as it is stored, of whose tensors some rows can be read: from one to before another."""
+
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
+        """One tensor, or its rows, on the CPU, in memory of its own."""
+
+    def blocks(self, name: str, count: int, rows: tuple[int, int] | None = None) -> Iterator[Tensor]:
+        """The values of what `read` gives, as `TensorFile.blocks` has them."""
 
 
 class SafetensorsFile:
@@ -124,7 +134,7 @@ def _rows(entry: Entry, first: int, end: int) -> Entry:
     return Entry(entry.dtype, shape, entry.begin + first * row_bytes, entry.begin + end * row_bytes)
 
 
-def open_tensors(path: Path) -> TensorFile:
+def open_tensors(path: Path) -> StoredFile:
     """Open a file of tensors, its kind told by its content; raises WeightsError that names file and fault."""
     descriptor, size_bytes, kind = open_checked(path)
     try:

@@ -84,6 +84,10 @@ class _Tensors:
         """Give back the file."""
         self._table = {}
 
+    def _rows(self, name: str, rows: tuple[int, int] | None) -> Tensor:
+        value: Tensor = self._table[name]
+        return value if rows is None else value[slice(*rows)]
+
 
 class PickleFile(_Tensors):
     """A file in the format before torch 1.6, read whole."""
@@ -97,12 +101,13 @@ class PickleFile(_Tensors):
     def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
         """One tensor, or its rows from one to before another, on the CPU, in memory of its own."""
         # A copy: tensors of one pickle may be views of one large storage.
-        value = self._table[name] if rows is None else self._table[name][slice(*rows)]
+        value = self._rows(name, rows)
         return value.detach().clone(memory_format=torch.contiguous_format)
 
     def blocks(self, name: str, count: int, rows: tuple[int, int] | None = None) -> Iterator[Tensor]:
         """The values of one tensor, or of its rows, `count` at a time."""
-        return in_blocks(self.read(name, rows), count)
+        value = self._rows(name, rows).detach().contiguous()
+        return (block.clone() for block in in_blocks(value, count))
 
 
 class ZippedFile(_Tensors):
@@ -157,7 +162,7 @@ class ZippedFile(_Tensors):
         return read_blocks(self._descriptor, size_bytes, begin, self.path, value.dtype, count)
 
     def _found(self, name: str, rows: tuple[int, int] | None) -> Tensor:
-        value = self._table[name] if rows is None else self._table[name][slice(*rows)]
+        value = self._rows(name, rows)
         if value.dtype not in _DTYPE_NAMES:
             raise WeightsError(f"{self.path}: {name!a} has dtype {value.dtype}, which is not read here")
         return value
