@@ -17,7 +17,7 @@ from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rawdiff import images
+from rawdiff import images, recipe
 from rawdiff.errors import InputError, ResourceError, UsageError
 from rawdiff.jobs import batch as batches
 from rawdiff.jobs import workshop
@@ -229,9 +229,25 @@ def test_an_interruption_drops_the_item_and_the_next_run_goes_on(
 def test_a_dry_run_checks_every_item_and_draws_none(here: Path) -> None:
     path = write(here / "m.jsonl", quick("a", seed=1), quick("b", size="9x9"))
     done = rawdiff("batch", path, "--dry-run")
-    assert (done.code, done.out) == (7, "")
-    assert "line 1: 64x64, 1 steps of DDIMScheduler, guidance 4, seed 1" in done.err
+    assert done.code == 7
+    assert done.lines[0] == "line 1: 64x64, 1 steps of DDIMScheduler, guidance 4, seed 1"
+    assert "line 2: size 9x9" in done.err
     assert all_files(here) == ["m.jsonl"]
+
+
+def test_a_dry_run_tells_the_recipes_of_what_is_not_there(here: Path) -> None:
+    path = write(here / "m.jsonl", quick("a", seed=1, count=3))
+    paths = rawdiff("batch", path).ok().lines
+    recipes = [recipe.read(here / one) for one in paths]
+    assert rawdiff("batch", path, "--dry-run").ok().lines == paths
+    for k in (0, 2):
+        (here / paths[k]).unlink()
+    lines = rawdiff("batch", path, "--dry-run").ok().lines
+    assert lines[:2] == [paths[1], "line 1: 64x64, 1 steps of DDIMScheduler, guidance 4, 2 of seeds 1 to 3"]
+    assert lines[2:] == [f"seed {recipes[k]['picture']['seed']}: {recipes[k]['id']}" for k in (0, 2)]
+    there, *told = map(json.loads, rawdiff("batch", path, "--dry-run", "--json").ok().lines)
+    assert there == {"path": paths[1], "id": recipes[1]["id"], "drawn": False}
+    assert [one["picture"] for one in told] == [recipes[k]["picture"] for k in (0, 2)]
 
 
 def test_results_as_json(here: Path) -> None:

@@ -2,6 +2,7 @@
 
     talk.py       what gen asks and tells
     app.py        the commands together; each has a file of its own and no logic
+    elsewhere.py  what options are called in other tools
     options.py    what several of them take; drawing.py: what those take that draw
     terminal.py   lines, questions and the progress bar, all on standard error
 
@@ -19,7 +20,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
+from rawdiff.cli.elsewhere import named_here
 from rawdiff.cli.terminal import Console, Terminated
 from rawdiff.errors import RawdiffError
 
@@ -74,7 +77,7 @@ def _run(argv: Sequence[str] | None, console: Console) -> int:
     except TyperException as error:
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "rawdiff"
-        console.say(f"error: {error.format_message().rstrip('.')}; see {path} --help")
+        console.say(f"error: {_as_known_here(error)}; see {path} --help")
         return error.exit_code
     except RawdiffError as error:
         return _fail(error, console)
@@ -88,6 +91,16 @@ def _run(argv: Sequence[str] | None, console: Console) -> int:
             "report what it prints"
         )
         return DEFECT
+
+
+def _as_known_here(error: Any) -> str:
+    """What typer says is wrong, or what an option of another tool is called here."""
+    option = getattr(error, "option_name", "")
+    options = [name for one in error.ctx.command.params for name in one.opts] if option and error.ctx else []
+    here = named_here(option, options)
+    if here is None or option in options:
+        return str(error.format_message()).rstrip(".")
+    return f"No such option: {option}; rawdiff calls it {here}"
 
 
 def _fail(error: RawdiffError, console: Console) -> int:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from rawdiff.cli import options
+from rawdiff.cli.talk import print_plan
 from rawdiff.cli.terminal import Progress, print_timings
 
 __all__ = ["EPILOG", "batch"]
@@ -96,6 +97,7 @@ def batch(
         watchers=[Progress(console)] if console.is_terminal else [],
         say=console.say,
         done=done,
+        planned=lambda line, job: print_plan(job, json_lines, f"line {line}: "),
         debug=debug,
     )
     if probe is not None:

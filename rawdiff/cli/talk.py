@@ -45,15 +45,15 @@ def picture_line(path: Path, drawn: Drawn) -> str:
     return json.dumps({**said, "size": format_size((height, width)), "seconds": round(drawn.seconds, 3)})
 
 
-def print_plan(job: Job, json_lines: bool) -> None:
-    """What a dry run says."""
+def print_plan(job: Job, json_lines: bool, where: str = "") -> None:
+    """What a dry run says; of a manifest with `where` the job stands there."""
     if json_lines:
         for k in range(len(job.seeds)):
             print(json.dumps(job.recipe(k)))
         return
     from rawdiff.jobs.info import what_stays
 
-    print(job.describe())
+    print(f"{where}{job.describe()}")
     used: dict[str, Any] = job.picture.get("image") or {}
     for name in ("image", "mask"):
         if job.options.get(name) is not None:

@@ -36,6 +36,13 @@ SWEEP_S = 60.0
 Done = Callable[[Path, str, float | None], None]
 """Told of each picture: its path, its id, and the seconds it took, None for one that was there."""
 
+Planned = Callable[[int, Job], None]
+"""Told by a dry run of a line's number and the job of what it would draw."""
+
+
+def _ignore(line: int, job: Job) -> None:
+    pass
+
 
 class Album:
     """The pictures of a folder by the ids of their recipes, read back from the pictures."""
@@ -121,12 +128,13 @@ def draw_manifest(
     watchers: Sequence[Watcher] = (),
     say: Say = say_on_stderr,
     done: Done,
+    planned: Planned = _ignore,
     debug: bool = False,
 ) -> Probe | None:
     """Draw what `file` lists and is not in `folder` yet, the model loaded once; the probe, if timings are wanted.
 
-    A failed item is told, and the others go on; with `dry_run` items are checked and nothing is drawn. An
-    interruption drops the picture at hand, and what is finished stays. Raises InputError for the manifest,
+    A failed item is told, and the others go on; with `dry_run` items are checked and `planned`, and nothing is drawn.
+    An interruption drops the picture at hand, and what is finished stays. Raises InputError for the manifest,
     BatchError at the end if an item failed, ResourceError where the folder takes no files or is held by another
     process, WeightsError.
     """
@@ -137,7 +145,7 @@ def draw_manifest(
     if not dry_run:
         images.check_writable(folder)
     with contextlib.nullcontext() if dry_run else locked(folder):
-        _Round(file, items, workshop, folder, batch, dry_run, watchers, say, done, debug).run()
+        _Round(file, items, workshop, folder, batch, dry_run, watchers, say, done, planned, debug).run()
     return probe if isinstance(probe, Probe) else None
 
 
@@ -152,6 +160,7 @@ class _Round:
     watchers: Sequence[Watcher]
     say: Say
     done: Done
+    planned: Planned
     debug: bool
     drawn: int = 0
     there: int = 0
@@ -167,11 +176,12 @@ class _Round:
                     job, wanted = self._plan(item, album)
                 if item.line in self.failed or not wanted:
                     continue
-                self.say(f"line {item.line}: {job.describe()}")
                 if self.dry_run:
                     self.workshop.check_vae()
                     self.workshop.remark(job)
+                    self.planned(item.line, job.only(wanted))
                 else:
+                    self.say(f"line {item.line}: {job.describe()}")
                     self.workshop.model()  # what is wrong with it is wrong for all
                     with self._item_may_fail(item):
                         self._draw(item, job.only(wanted), album)

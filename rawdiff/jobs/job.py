@@ -60,9 +60,10 @@ class Job:
 
     def describe(self) -> str:
         """Size, sampler, guidance and seeds, on one line."""
-        seeds = (
-            f"seed {self.seeds[0]}" if len(self.seeds) == 1 else f"seeds {self.seeds[0]} to {self.seeds[-1]}"
-        )
+        first, last, count = self.seeds[0], self.seeds[-1], len(self.seeds)
+        seeds = f"seed {first}" if count == 1 else f"seeds {first} to {last}"
+        if last - first >= count:  # some of a batch's are there
+            seeds = f"{count} of {seeds}"
         steps = self.picture["sampler"]["steps"]
         steps = f"{steps} steps" if steps is not None else f"{len(self.sampler.rows)} evaluations"
         guidance = f"guidance {self.picture['guidance']:g}"

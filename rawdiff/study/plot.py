@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rawdiff.errors import UsageError
-from rawdiff.images import write_file
+from rawdiff.images import check_writable, write_file
 from rawdiff.sampler import SamplerTable
 from rawdiff.study.scene import PAPER, Colour, Scene
 
@@ -34,9 +34,10 @@ def check_plot_path(path: str | Path, *, overwrite: bool = False) -> Path:
 
 
 def write_plot(path: str | Path, table: SamplerTable, *, overwrite: bool = False) -> Path:
-    """Draw a table to a file, by its ending as SVG or PNG; raises UsageError, ResourceError."""
+    """Draw a table to a file, by its ending as SVG or PNG, its folder made; raises UsageError, ResourceError."""
     path = check_plot_path(path, overwrite=overwrite)
     scene = draw_table(table)
+    check_writable(path.parent)
     data = scene.svg() if path.suffix.lower() == ".svg" else scene.png()
     return write_file(path, data, overwrite=overwrite)
 
