@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from rawdiff import images
+from rawdiff.cli.app import app
+from rawdiff.cli.elsewhere import NAMES, named_here
 from rawdiff.images import opencv
 from rawdiff.jobs import health
 from rawdiff.study.plot import draw_table
@@ -255,6 +258,15 @@ def test_help_groups_the_options_and_shows_examples() -> None:
         "dry-run", "device", "dtype", "json", "timings", "debug",
     ):  # fmt: skip
         assert re.search(rf"--{option}\b", said), option
+
+
+def test_names_of_other_tools_lead_to_options_that_are_there() -> None:
+    gen = typer.main.get_command(app).commands["gen"]  # type: ignore[attr-defined]
+    options = {name for parameter in gen.params for name in parameter.opts}
+    for elsewhere in NAMES:
+        assert f"--{elsewhere}" not in options
+        assert named_here(f"--{elsewhere}", options) in options
+    assert named_here("--colour", options) is None
 
 
 def test_the_version() -> None:
