@@ -30,11 +30,13 @@ def advance(
     noise: Noise,
     *,
     watch: Sequence[str] = (),
+    blend: Constrain | None = None,
     probe: ProbeLike = NO_PROBE,
 ) -> tuple[RunState, Step]:
     """One evaluation: the state after it, and a Step to look at it. The state given is left as it was.
 
-    Raises ResourceError where memory gives out.
+    `blend` changes x after it, as the run was prepared to (a mask's, see `rawdiff.blend`). Raises ResourceError
+    where memory gives out.
     """
     row = state.plan(plan).rows[state.i]
     sampler, k = row.sampler, row.step.index
@@ -44,6 +46,8 @@ def advance(
             drawn = noise.draw(state.draws) if row.step.draws else None
             x_next, s_next = sampler.update(k, state.x, prediction.guided, drawn, state.s)
     after = state.after(x_next, s_next, row.step.draws)
+    if blend is not None:
+        after = after.changed(blend(after.x, after.row(plan)), plan)
     return after, Step(row, state.x, prediction, after, watch)
 
 
@@ -54,19 +58,21 @@ def denoise(
     noise: Noise,
     *,
     watch: Sequence[str] = (),
+    blend: Constrain | None = None,
     constrain: Constrain | None = None,
     forget: bool = False,
     probe: ProbeLike = NO_PROBE,
 ) -> Iterator[Step]:
     """Run from `state` to the end of the plan, handing out each Step; the run goes on from `step.state`.
 
-    `constrain` changes x after each step; with `forget` the sampler's history is forgotten each time. A Step
-    goes stale when the next is asked for. NonFiniteError comes at the end, or at once if anything is watched.
+    `blend` changes x after each step as `advance` has it, then `constrain` as a person would by hand; with `forget`
+    the sampler's history is forgotten each time. A Step goes stale when the next is asked for. NonFiniteError comes
+    at the end, or at once if anything is watched.
     """
     watch = check_watch(watch)
     while state.row(plan) is not None:
         with probe("step"):
-            state, step = advance(state, plan, predict, noise, watch=watch, probe=probe)
+            state, step = advance(state, plan, predict, noise, watch=watch, blend=blend, probe=probe)
         if constrain is not None:
             step.state = state = state.changed(constrain(state.x, state.row(plan)), plan, forget=forget)
         if (watch or state.row(plan) is None) and not bool(torch.isfinite(state.x).all()):

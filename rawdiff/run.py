@@ -106,7 +106,8 @@ class Run:
                 self.setup.predict,
                 self._noise,
                 watch=self.watch,
-                constrain=self._constraint(),
+                blend=self.setup.blend,
+                constrain=self._constrain,
                 forget=self._forget,
                 probe=self.setup.probe,
             )
@@ -116,13 +117,6 @@ class Run:
             self._loop = None
             raise
         return self._step.keep() if self.watch else self._step
-
-    def _constraint(self) -> Constrain | None:
-        """The mask's constraint, then a person's."""
-        blend, change = self.setup.blend, self._constrain
-        if blend is None or change is None:
-            return change if blend is None else blend
-        return lambda x, row: change(blend(x, row), row)
 
     def _halt(self) -> None:
         """Let go of the loop; the next step begins a new one from the state."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,13 +98,19 @@ def test_made_again_from_its_recipe_and_with_changes(here: Path) -> None:
     assert "mask.png: the recipe's mask is not there" in told.error
 
 
-def test_put_back_after_each_step(here: Path) -> None:
+def test_put_back_after_each_step(here: Path, model: Model) -> None:
     """Another id, made again from its recipe, told by info; a batch knows it too."""
     loose, done = (rawdiff(*MASKED, "--no-paste", *more).ok().lines[0] for more in ((), ("--blend",)))
     assert images.read_recipe(loose)["id"] != images.read_recipe(done)["id"]
     assert "blend" not in images.read_recipe(loose)["picture"]["image"]
     again = rawdiff("gen", "--from", done).ok().lines[0]
     assert np.array_equal(pixels(done), pixels(again))
+    options: dict[str, Any] = {"steps": 3, "seed": 7, "paste": False, "blend": True, "say": silent}
+    run = finished(model.prepare("x", image="room.png", mask="mask.png", **options))
+    assert not run.state.by_hand
+    own = run.save_image(here / "own.png")
+    assert images.read_recipe(own)["id"] == images.read_recipe(done)["id"]
+    assert np.array_equal(pixels(own), pixels(done))
     assert "what stays is put back after each step, and not pasted back" in rawdiff("info", done).ok().out
     assert "mask.png (the same), what stays is not pasted back" in rawdiff("info", loose).ok().out
     off = rawdiff("gen", "--from", done, "--no-blend").ok().lines[0]

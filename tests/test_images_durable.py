@@ -43,6 +43,7 @@ class Recorder:
         self.calls: list[str] = []
         self.open: dict[int, str] = {}
         self.failing, self.code, self.folder = failing, code, folder
+        self.failing_too = ""
         for name in self.NAMES:
             monkeypatch.setattr(os, name, self.wrapped(name, getattr(os, name)))
 
@@ -52,7 +53,7 @@ class Recorder:
             if what is None:
                 return real(*args, **kwargs)
             step = f"{name} {what}"
-            if step == self.failing:
+            if step in (self.failing, self.failing_too):
                 raise OSError(self.code, os.strerror(self.code))
             result = real(*args, **kwargs)
             self.calls.append(step)
@@ -135,8 +136,9 @@ def test_overwriting_on_request(tmp_path: Path) -> None:
         write_png(tmp_path / "folder", PICTURE, {}, overwrite=True)
 
 
-def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recorder = Recorder(monkeypatch, tmp_path, "link temporary", errno.EPERM)
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EINVAL], ids=["here", "on Windows"])
+def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    recorder = Recorder(monkeypatch, tmp_path, "link temporary", code)
     write_png(tmp_path / "a.png", PICTURE, {"a": 1})
     assert recorder.calls[4:7] == ["open name", "close name", "replace temporary"]
     with pytest.raises(UsageError, match="exists already"):
@@ -144,6 +146,29 @@ def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.undo()
     assert read_recipe(tmp_path / "a.png") == {"a": 1}
     assert leftovers(tmp_path) == ["a.png"]
+
+
+def test_a_name_is_free_again_where_its_file_could_not_be_put_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder(monkeypatch, tmp_path, "link temporary", errno.EPERM)
+    recorder.failing_too = "replace temporary"
+    with pytest.raises(ResourceError, match="cannot be written"):
+        write_png(tmp_path / "a.png", PICTURE, {})
+    monkeypatch.undo()
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("step", ["open folder", "fsync folder"])
+def test_a_folder_that_cannot_be_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """As on folders that a virtual machine shares: the file is there and whole. A disk's error is told."""
+    Recorder(monkeypatch, tmp_path, step, errno.EINVAL)
+    write_png(tmp_path / "a.png", PICTURE, {"a": 1})
+    monkeypatch.undo()
+    assert read_recipe(tmp_path / "a.png") == {"a": 1}
+    Recorder(monkeypatch, tmp_path, step, errno.EIO)
+    with pytest.raises(ResourceError, match="the disk reports an error"):
+        write_png(tmp_path / "b.png", PICTURE, {})
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT, errno.EACCES])

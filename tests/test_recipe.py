@@ -6,6 +6,7 @@ import contextlib
 import copy
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +295,17 @@ def test_parameters_of_another_program() -> None:
     assert found["Sampler"] == "DPM++ 2M Karras"
     assert found["Lora hashes"] == "a: 1, b: 2"
     assert recipe.parse_parameters("just words") == {"Prompt": "just words"}
+
+
+HOSTILE = ("a", "a ", "a:", 'a:"', 'a:"b,', 'a:"\\",', " ", "-,", "a: ")
+
+
+@pytest.mark.parametrize("piece", HOSTILE)
+def test_parameters_are_read_once(piece: str) -> None:
+    """In a moment; where each place was read on from to the end it was half a day."""
+    start = time.monotonic()
+    recipe.parse_parameters(piece * (2**20 // len(piece)))
+    assert time.monotonic() - start < 10.0
 
 
 # ---- requests

@@ -1,8 +1,8 @@
 """Files that are whole or not there: written beside their place, synced, then linked into it.
 
 A name that exists is never taken unless overwriting is asked for; a kill at any moment leaves at worst a
-`.rawdiff-tmp-*` file. The order is write, fsync the file, read it back, link or replace, remove the temporary
-name, fsync the folder.
+`.rawdiff-tmp-*` file and, where there are no hard links, an empty one of the name. The order is write, fsync the file,
+read it back, link or replace, remove the temporary name, fsync the folder.
 """
 
 from __future__ import annotations
@@ -22,6 +22,17 @@ __all__ = ["TEMPORARY_PREFIX", "check_writable", "publish", "write_file"]
 TEMPORARY_PREFIX = ".rawdiff-tmp-"
 
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+_NO_HARD_LINKS |= {errno.EINVAL}  # Windows, on exFAT and on many shares
+_NO_SYNC = {
+    errno.EINVAL,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EBADF,
+    errno.EACCES,
+    errno.EPERM,
+}
+"""What file systems say that cannot sync a folder; the file itself is synced."""
 
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space or choose another folder",
@@ -110,17 +121,26 @@ def _link(temporary: Path, path: Path) -> None:
             raise
         # No hard links here (FAT, some network mounts): take the name with an empty file, then replace that.
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-        os.replace(temporary, path)  # noqa: PTH105
+        try:
+            os.replace(temporary, path)  # noqa: PTH105
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(path)  # noqa: PTH108
+            raise
 
 
 def _sync_folder(folder: Path) -> None:
     if os.name == "nt":  # folders cannot be opened there
         return
-    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as problem:
+        if problem.errno not in _NO_SYNC:
+            raise
 
 
 @contextlib.contextmanager

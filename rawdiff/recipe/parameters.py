@@ -21,7 +21,7 @@ from rawdiff.geometry import format_size
 __all__ = ["parse_parameters", "write_parameters"]
 
 NEGATIVE = "Negative prompt: "
-_PAIR = re.compile(r'\s*(\w[\w \-/]*):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+_PAIR = re.compile(r'\s*+(\w[\w \-/]{0,99}):\s*+("(?:\\.|[^\\"])*+"|[^,]*+)(?:,|$)')
 
 
 def write_parameters(recipe: Mapping[str, Any]) -> str:
@@ -76,8 +76,10 @@ def parse_parameters(text: str) -> dict[str, str]:
     """Such a text as values by name, `Prompt` and `Negative prompt` among them; what is not there is left out."""
     lines = text.strip("\n").split("\n")
     pairs: dict[str, str] = {}
-    if len(_PAIR.findall(lines[-1])) >= 3:
-        pairs = {key.strip(): _unquoted(value.strip()) for key, value in _PAIR.findall(lines.pop())}
+    found = _pairs(lines[-1])
+    if len(found) >= 3:
+        pairs = {key.strip(): _unquoted(value.strip()) for key, value in found}
+        lines.pop()
     said: dict[str, list[str]] = {"Prompt": [], "Negative prompt": []}
     place = "Prompt"
     for line in lines:
@@ -85,6 +87,17 @@ def parse_parameters(text: str) -> dict[str, str]:
             place, line = "Negative prompt", line.removeprefix(NEGATIVE.rstrip()).removeprefix(" ")
         said[place].append(line)
     return {**{key: "\n".join(found) for key, found in said.items() if found}, **pairs}
+
+
+def _pairs(line: str) -> list[tuple[str, str]]:
+    """Names and values between commas; what is none is passed over, so that the time is that of one reading."""
+    found, at = [], 0
+    while at < len(line):
+        match = _PAIR.match(line, at)
+        if match is not None:
+            found.append((match[1], match[2]))
+        at = match.end() if match is not None else (line.find(",", at) + 1 or len(line))
+    return found
 
 
 def _model_hash(weights: Mapping[str, str]) -> str:
