@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from rawdiff.errors import ResourceError, UsageError
 
-__all__ = ["cache_folder", "check_name", "expanded", "is_file", "is_folder", "is_there"]
+__all__ = [
+    "absent",
+    "cache_folder",
+    "check_name",
+    "expanded",
+    "is_file",
+    "is_folder",
+    "is_there",
+    "remove_empty",
+]
 
 
 MAX_NAME_BYTES = 255
@@ -51,6 +62,23 @@ def _home() -> Path:
         raise ResourceError(
             "this user has no home folder for a cache: set XDG_CACHE_HOME to a folder"
         ) from None
+
+
+def absent(folder: Path) -> tuple[Path, ...]:
+    """Which folders would have to be made to have this one, the innermost first."""
+    found = []
+    for one in (folder, *folder.parents):
+        if is_there(one):
+            break
+        found.append(one)
+    return tuple(found)
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove these folders, as far as they are empty."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def is_there(path: str | Path) -> bool:

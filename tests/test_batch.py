@@ -10,6 +10,7 @@ import threading
 import time
 import unicodedata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -330,6 +331,36 @@ def test_what_a_killed_process_left_is_swept_and_a_living_ones_is_not(here: Path
         os.utime(path, (1, 1))
     rawdiff("batch", write(here / "m.jsonl", quick("a"))).ok()
     assert (dead.exists(), mine.exists(), fresh.exists()) == (False, True, True)
+
+
+def test_what_was_left_in_a_folder_that_an_item_names_is_swept_too(here: Path) -> None:
+    left = here / "output_images" / "cubes" / f".rawdiff-tmp-{2**22 + 1}-aa"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    os.utime(left, (1, 1))
+    rawdiff("batch", write(here / "m.jsonl", quick("a", out="cubes/a.png"))).ok()
+    assert all_files(here / "output_images") == ["cubes", "cubes/a.png"]
+
+
+def test_no_process_is_asked_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signal 0 is Ctrl-C there."""
+    assert batches._is_alive(os.getpid())
+    monkeypatch.setattr(batches, "os", SimpleNamespace(name="nt", kill=lambda *_: pytest.fail("asked")))
+    assert not batches._is_alive(os.getpid())
+
+
+def test_where_pictures_go(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(here / "home"))
+    path = write(here / "m.jsonl", quick("a", seed=1))
+    assert rawdiff("batch", path, "--out", "~/mine").ok().lines == [str(here / "home" / "mine" / "a-1.png")]
+    for out, said in (
+        ("", "out '': expected a folder"),
+        ("a.png", "out a.png: the name of a picture; expected"),
+    ):
+        done = rawdiff("batch", path, "--out", out)
+        assert (done.code, done.out) == (2, "")
+        assert said in done.error
+    assert all_files(here) == ["home", "home/mine", "home/mine/a-1.png", "m.jsonl"]
 
 
 # ---- names

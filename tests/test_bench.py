@@ -28,11 +28,12 @@ from rawdiff.nets.exact import Exact
 from rawdiff.openvino import version
 from rawdiff.probes import Probe
 from rawdiff.say import say_nothing
+from rawdiff.study import bench
 from rawdiff.study.bench import Settings, arms, flops, measuring, report, work
 from rawdiff.study.bench.arms import chosen, proposals
 from rawdiff.study.bench.page import as_html
 from rawdiff.study.bench.parts import REST
-from tests.cli_run import Result, depth_map, rawdiff
+from tests.cli_run import Result, Terminal, depth_map, rawdiff
 from tests.openvino_cases import needed
 
 pytest_plugins = ["tests.cli_fixtures"]
@@ -293,6 +294,20 @@ def test_mistakes_are_one_line(
     assert result.out == ""
     assert sorted(path.name for path in here.iterdir()) == ["taken.txt"]
     assert (here / "taken.txt").read_text() == "mine"
+
+
+def test_the_cold_process_is_given_what_was_asked_for(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def study(request: Any, place: Any, words: dict[str, Any], *rest: Any) -> list[str]:
+        seen.update(words)
+        return []
+
+    monkeypatch.setattr(bench, "study", study)
+    rawdiff("bench", "--size", "48x40", stdin=Terminal("a cube\nd.png\n"), err=Terminal()).ok()
+    assert (seen["prompt"], seen["depth"]) == ("a cube", "d.png")
+    rawdiff("bench", "--size", "48x40", "-p", "-", stdin="a cone\n").ok()
+    assert (seen["prompt"], seen["depth"]) == ("a cone", None)
 
 
 @needed

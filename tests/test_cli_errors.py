@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rawdiff.errors import ResourceError
+from rawdiff.cli.terminal import Console
+from rawdiff.errors import ResourceError, UsageError
 from rawdiff.jobs import workshop
 from rawdiff.nets.memory import least_bytes
 from rawdiff.run import Run
@@ -436,3 +440,37 @@ def test_commands_that_are_none() -> None:
     refused(rawdiff("batch"), 2, "Missing argument 'FILE'")
     assert rawdiff().ok().out.count("Usage: rawdiff") == 1
     assert issubclass(workshop.DeviceFailedError, ResourceError)
+
+
+def test_a_prompt_from_a_standard_input_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UsageError, match="prompt from standard input: that is closed; give it with --prompt"):
+        Console(io.StringIO()).read_prompt()
+
+
+def test_a_dry_run_refuses_the_names_that_a_run_refuses(here: Path) -> None:
+    (here / "taken.png").write_bytes(b"mine")
+    for words in (["taken.png"], ["a.jpg"], ["a.png", "--count", "2"], [""]):
+        told = [rawdiff("gen", "-p", "x", *QUICK, "--out", *words, *more) for more in ([], ["--dry-run"])]
+        assert [one.code for one in told] == [2, 2]
+        assert told[0].error == told[1].error
+    rawdiff("gen", "-p", "x", *QUICK, "--out", "new/a.png", "--dry-run").ok()
+    assert all_files(here) == ["taken.png"]
+
+
+def test_folders_made_for_a_picture_that_fails_go_again(here: Path) -> None:
+    (here / "a").mkdir()
+    done = rawdiff("gen", "-p", "x", *QUICK, "--depth", "none.png", "--out", "a/b/c")
+    assert done.code != 0
+    assert rawdiff("gen", "-p", "x", *QUICK, "--depth", "none.png", "--out", "d/e/f.png").code != 0
+    assert [path.name for path in here.iterdir()] == ["a"]
+    assert not any((here / "a").iterdir())
+
+
+def test_what_an_encoding_has_no_sign_for_is_escaped() -> None:
+    """Standard output that goes to a file on Windows is in a code page."""
+    words = [sys.executable, "-m", "rawdiff", "prompt", "\u8d64\u3044 cube"]
+    done = subprocess.run(words, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "cp1252"})
+    assert done.returncode == 0, done.stderr
+    assert b"\\u0126</w>" in done.stdout
+    assert b"cube" in done.stdout

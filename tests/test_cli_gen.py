@@ -15,7 +15,7 @@ import rawdiff as package
 from rawdiff import images, preparing
 from rawdiff.cli import terminal
 from rawdiff.errors import ResourceError
-from rawdiff.jobs import place
+from rawdiff.jobs import place, preview
 from tests.cli_run import Terminal, all_files, blank, depth_map, pixels, rawdiff
 from tests.small_models import small_folder
 
@@ -210,6 +210,23 @@ def test_previews_are_small_pictures_of_every_step(here: Path) -> None:
     refused = rawdiff("gen", "--from", folder / "step-1.png")
     assert refused.code == 3
     assert "holds no recipe of a picture" in refused.error
+
+
+@pytest.mark.parametrize("memory", ["low", "normal"])
+def test_previews_are_decoded_where_the_vae_is_put_away(
+    here: Path, monkeypatch: pytest.MonkeyPatch, memory: str
+) -> None:
+    """The runner that puts it away fetches it; no other has to do with previews."""
+    frugal = []
+
+    def decode(*arguments: Any, runner: Any, **options: Any) -> Any:
+        frugal.append(runner.frugal)
+        return real(*arguments, runner=runner, **options)
+
+    real = preview.decode
+    monkeypatch.setattr(preview, "decode", decode)
+    rawdiff("gen", "-p", "x", *QUICK, "--seed", "1", "--preview", "--memory", memory).ok()
+    assert frugal == [memory == "low"] * 2
 
 
 def test_the_last_preview_of_a_small_picture_is_the_picture(here: Path) -> None:

@@ -12,6 +12,7 @@ that help and typing mistakes are answered at once.
 
 from __future__ import annotations
 
+import codecs
 import os
 import signal
 import sys
@@ -33,6 +34,7 @@ TERMINATED = 128 + signal.SIGTERM
 CLOSED = 128 + 13
 """Standard output was closed (`| head`): the reader has what it wanted, as with any program (SIGPIPE)."""
 DEFECT = 1
+_BYTES = "rawdiff-bytes"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(sys.stderr)
     for stream in (sys.stdout, sys.stderr):  # a path may hold bytes that are no UTF-8
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="surrogateescape" if stream is sys.stdout else "backslashreplace")
+            stream.reconfigure(errors=_BYTES if stream is sys.stdout else "backslashreplace")
     with _signals(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # those of libraries; what a person should know is said in words
         try:
@@ -58,6 +60,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if code == INTERRUPTED:
         console.say("interrupted; nothing half-written is left")
     return code
+
+
+def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Bytes of a path as they are; what an encoding has no sign for (a Windows code page, most of them) escaped."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeEncodeError:
+        return codecs.backslashreplace_errors(error)
+
+
+codecs.register_error(_BYTES, _escape)
 
 
 def _run(argv: Sequence[str] | None, console: Console) -> int:

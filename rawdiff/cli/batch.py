@@ -90,7 +90,7 @@ def batch(
             memory=memory,
             backend=backend,
         ),
-        Path(out),
+        out,
         batch=at_once,
         dry_run=dry_run,
         timings=timings,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from rawdiff.cli import drawing, options
-from rawdiff.cli.talk import complete, picture_line, print_plan
+from rawdiff.cli.talk import ask, complete, picture_line, print_plan
 from rawdiff.cli.terminal import Progress, print_timings
 from rawdiff.jobs.words import request_from_words
 
@@ -138,7 +138,8 @@ def gen(
     """
     request = request_from_words({**drawing.words_of(locals()), "count": count})
     console = options.console_of(context)
-    request = complete(request, console) if remake is None or prompt == "-" else request
+    if remake is None or prompt == "-":
+        request = complete(request, ask(request, console))
     if remake is None:
         request.check()  # before anything heavy is imported
 

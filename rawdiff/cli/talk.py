@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,15 +17,15 @@ from rawdiff.jobs.words import request_from_words
 if TYPE_CHECKING:
     from rawdiff.jobs.job import Drawn, Job
 
-__all__ = ["complete", "picture_line", "print_plan"]
+__all__ = ["ask", "complete", "picture_line", "print_plan"]
 
 
-def complete(request: Request, console: Console) -> Request:
-    """The request with a prompt: from standard input, or from a person who is asked."""
+def ask(request: Request, console: Console) -> dict[str, Any]:
+    """What a request without a prompt lacks, as options: from standard input, or from a person who is asked."""
     if request.prompt == "-":
-        return replace(request, prompt=console.read_prompt())
+        return {"prompt": console.read_prompt()}
     if request.prompt is not None:
-        return request
+        return {}
     if not console.can_ask:
         raise UsageError("no prompt: say what to draw, with --prompt TEXT (or -p - to read standard input)")
     prompt = console.ask("What shall the picture show?")
@@ -34,7 +35,14 @@ def complete(request: Request, console: Console) -> Request:
     if request.controls is None:
         depth = console.ask("Depth map (a path; empty for none)?")
         said |= {"depth": depth} if depth else {}
-    return request.merged(request_from_words(said))
+    return said
+
+
+def complete(request: Request, said: Mapping[str, Any]) -> Request:
+    """The request with what `ask` was told."""
+    if request.prompt == "-":
+        return replace(request, **said)
+    return request.merged(request_from_words(said)) if said else request
 
 
 def picture_line(path: Path, drawn: Drawn) -> str:

@@ -97,6 +97,8 @@ class Console:
 
 
 def _read_prompt() -> str:
+    if sys.stdin is None:
+        raise UsageError("prompt from standard input: that is closed; give it with --prompt TEXT")
     data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
     if len(data) > MAX_PROMPT_BYTES:
         raise UsageError(

@@ -21,7 +21,7 @@ from rawdiff.errors import BatchError, InputError, RawdiffError, ResourceError, 
 from rawdiff.images.durable import TEMPORARY_PREFIX
 from rawdiff.jobs.job import Drawn, Job, Watcher
 from rawdiff.jobs.manifest import Item, check_there, read_manifest
-from rawdiff.jobs.output import Output, check_batch
+from rawdiff.jobs.output import Output, check_batch, find_folder
 from rawdiff.jobs.place import Place, open_workshop, start_probe
 from rawdiff.jobs.workshop import DeviceFailedError, Workshop
 from rawdiff.probes import Probe
@@ -120,7 +120,7 @@ def locked(folder: Path) -> Iterator[None]:
 def draw_manifest(
     file: str | Path,
     place: Place,
-    folder: Path,
+    out: str | Path,
     *,
     batch: int = 1,
     dry_run: bool = False,
@@ -131,7 +131,7 @@ def draw_manifest(
     planned: Planned = _ignore,
     debug: bool = False,
 ) -> Probe | None:
-    """Draw what `file` lists and is not in `folder` yet, the model loaded once; the probe, if timings are wanted.
+    """Draw what `file` lists and is not in the folder `out` yet, the model loaded once; the probe, if asked for.
 
     A failed item is told, and the others go on; with `dry_run` items are checked and `planned`, and nothing is drawn.
     An interruption drops the picture at hand, and what is finished stays. Raises InputError for the manifest,
@@ -139,6 +139,7 @@ def draw_manifest(
     process, WeightsError.
     """
     check_batch(batch)
+    folder = find_folder(out)
     items = read_manifest(file)
     probe = start_probe(place.device, timings)
     workshop = open_workshop(place, say, probe)
@@ -168,7 +169,11 @@ class _Round:
 
     def run(self) -> None:
         if not self.dry_run:
-            _sweep(self.folder)
+            for folder in {
+                self.folder,
+                *((self.folder / item.out).parent for item in self.items if item.out),
+            }:
+                _sweep(folder)
         album = Album(self.folder)
         try:
             for item in self.items:
@@ -264,15 +269,15 @@ def _sweep(folder: Path) -> None:
     for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
         process = path.name.removeprefix(TEMPORARY_PREFIX).partition("-")[0]
         with contextlib.suppress(OSError):
-            if (
-                process.isdigit()
-                and not _is_alive(int(process))
-                and time.time() - path.stat().st_mtime > SWEEP_S
-            ):
+            is_old = time.time() - path.stat().st_mtime > SWEEP_S  # than any file takes to be written
+            if process.isdigit() and is_old and not _is_alive(int(process)):
                 path.unlink()
 
 
 def _is_alive(process: int) -> bool:
+    """Whether a process is there; on Windows, where asking that way would stop it, none is known to be."""
+    if os.name == "nt":
+        return False
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -10,7 +10,7 @@ from typing import Any
 from rawdiff import images
 from rawdiff.errors import UsageError
 from rawdiff.jobs.job import Drawn, Job, Watcher
-from rawdiff.jobs.output import Output, check_batch, open_output
+from rawdiff.jobs.output import Output, check_batch, find_output
 from rawdiff.jobs.place import Place, open_workshop, start_probe
 from rawdiff.jobs.preview import Previews
 from rawdiff.jobs.remake import Remake, check_same, find_source, open_remake
@@ -84,9 +84,8 @@ def generate(
     if over.size_ids is None and not workshop.defaults.two_encoders:  # a recipe's, of another model
         request = replace(request, size_ids=None)
     count = 1 if request.count is None else request.count
-    output: Output | None = None
-    if not settings.dry_run:
-        output = open_output(settings.out, count=count, overwrite=settings.overwrite)
+    found = find_output(settings.out, count=count, overwrite=settings.overwrite)
+    output = None if settings.dry_run else found.ready()
     try:
         beside = None if again is None else again.path.parent
         job = workshop.plan(request, batch=settings.batch, beside=beside, recorded=recorded)

@@ -17,8 +17,9 @@ from rawdiff import images, openvino, weights
 from rawdiff.errors import RawdiffError, ResourceError
 from rawdiff.files import parts_of
 from rawdiff.images.opencv import opencv
-from rawdiff.jobs.output import OUTPUT_FOLDER
+from rawdiff.jobs.output import OUTPUT_FOLDER, find_folder
 from rawdiff.jobs.workshop import MODEL_VARIABLE, named_model
+from rawdiff.paths import absent, remove_empty
 from rawdiff.version import __version__
 
 __all__ = ["Finding", "check_all", "worst"]
@@ -48,7 +49,7 @@ def check_all(model: str | None = None, folder: str | Path = OUTPUT_FOLDER) -> I
         yield _extra(name, use)
     yield _openvino()
     yield from _devices()
-    yield _checked("output", lambda: _writable(Path(folder)))
+    yield _checked("output", lambda: _writable(find_folder(folder)))
     yield from _model("embedded model", None)
     named = named_model(model)
     if named is not None:
@@ -111,10 +112,9 @@ def _devices() -> Iterator[Finding]:
 
 
 def _writable(folder: Path) -> str:
-    is_new = not folder.exists()
+    made = absent(folder)
     images.check_writable(folder)
-    if is_new:
-        folder.rmdir()
+    remove_empty(made)
     return f"{folder} takes files"
 
 

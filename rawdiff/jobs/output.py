@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rawdiff import images
 from rawdiff.errors import UsageError
 from rawdiff.jobs.job import Drawn
-from rawdiff.paths import check_name, expanded, is_folder, is_there
+from rawdiff.paths import absent, check_name, expanded, is_folder, is_there, remove_empty
 from rawdiff.say import Say
 
-__all__ = ["OUTPUT_FOLDER", "Output", "check_batch", "open_output", "stem_for"]
+__all__ = ["OUTPUT_FOLDER", "Output", "check_batch", "find_folder", "find_output", "stem_for"]
 
 MAX_BATCH = 256
 OUTPUT_FOLDER = "output_images"
@@ -25,14 +24,18 @@ class Output:
     folder: Path
     name: str | None = None
     overwrite: bool = False
-    is_new: bool = False
-    """Whether the folder was made just now."""
+    made: tuple[Path, ...] = ()
+    """The folders that `ready` makes for it, the innermost first."""
+
+    def ready(self) -> Output:
+        """The same, its folder made and written to on trial, before anything slow begins; raises ResourceError."""
+        made = absent(self.folder)
+        images.check_writable(self.folder)
+        return replace(self, made=made)
 
     def abandon(self) -> None:
-        """Nothing will be written: a folder made for it goes again, if it is empty."""
-        if self.is_new:
-            with contextlib.suppress(OSError):
-                self.folder.rmdir()
+        """Nothing will be written: folders made for it go again, if they are empty."""
+        remove_empty(self.made)
 
     def stem(self, prompt: str, seed: int) -> str:
         """The name without its ending."""
@@ -66,17 +69,29 @@ def check_batch(batch: int) -> None:
         raise UsageError(f"batch {batch}: expected a whole number from 1 to {MAX_BATCH}")
 
 
-def open_output(out: str | Path | None, *, count: int = 1, overwrite: bool = False) -> Output:
-    """The place that `out` names: a folder (made if need be), or a file that ends in `.png`.
+def find_folder(out: str | Path) -> Path:
+    """The folder that `out` names, which need not be there; raises UsageError for what can be none."""
+    path = _named(str(out), "a folder")
+    if path.suffix.lower() == ".png" and not is_folder(path):
+        raise UsageError(f"out {out}: the name of a picture; expected a folder")
+    return path
 
-    It is written to on trial, before anything slow begins. Raises UsageError for a name that is taken or no PNG,
-    ResourceError for a folder that takes no files.
-    """
-    text = OUTPUT_FOLDER if out is None else str(out)
+
+def _named(text: str, expected: str) -> Path:
     if not text or "\0" in text:
-        raise UsageError(f"out {text!r}: expected a folder, or a file that ends in .png")
+        raise UsageError(f"out {text!r}: expected {expected}")
     path = expanded(text)
     check_name("out", path)
+    return path
+
+
+def find_output(out: str | Path | None, *, count: int = 1, overwrite: bool = False) -> Output:
+    """The place that `out` names: a folder, or a file that ends in `.png`; nothing is made yet.
+
+    Raises UsageError for a name that is taken or no PNG.
+    """
+    text = OUTPUT_FOLDER if out is None else str(out)
+    path = _named(text, "a folder, or a file that ends in .png")
     suffix = path.suffix.lower()
     if not is_folder(path):
         images.picture_name(path.name)
@@ -85,8 +100,7 @@ def open_output(out: str | Path | None, *, count: int = 1, overwrite: bool = Fal
             raise UsageError(
                 "overwrite: goes with --out FILE.png; in a folder every picture has a name of its own"
             )
-        is_new = not is_there(path)
-        return Output(images.check_writable(path), is_new=is_new)
+        return Output(path)
     if count != 1:
         raise UsageError(f"out {text}: one file for {count} pictures; expected a folder")
     taken = is_there(path) or path.is_symlink()
@@ -101,5 +115,4 @@ def open_output(out: str | Path | None, *, count: int = 1, overwrite: bool = Fal
         raise UsageError(
             f"{text}: a file of that name but for case or accents exists already; choose another"
         )
-    is_new = not is_there(path.parent)
-    return Output(images.check_writable(path.parent), path.name, overwrite, is_new)
+    return Output(path.parent, path.name, overwrite)

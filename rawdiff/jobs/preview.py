@@ -17,6 +17,7 @@ from rawdiff import images
 from rawdiff.decode import decode
 from rawdiff.errors import NonFiniteError, ResourceError
 from rawdiff.geometry import FACTOR
+from rawdiff.graphs import EAGER
 from rawdiff.say import Say, say_nothing
 
 if TYPE_CHECKING:
@@ -68,7 +69,10 @@ class Previews:
         if self._home is None or self._given_up:
             return
         try:
-            pictures = decode(run.setup.vae, reduced(step.x0), say=say_nothing, probe=run.setup.probe)
+            # By itself, but where the VAE is put away between its turns.
+            runner = run.setup.runner if run.setup.runner.frugal else EAGER
+            small, probe = reduced(step.x0), run.setup.probe
+            pictures = decode(run.setup.vae, small, runner=runner, say=say_nothing, probe=probe)
         except NonFiniteError:  # early x0 may overflow in half precision; the run itself is checked elsewhere
             return
         digits = len(str(len(run)))

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from rawdiff.errors import UsageError
 from rawdiff.images import check_writable, write_file
+from rawdiff.paths import expanded
 from rawdiff.sampler import SamplerTable
 from rawdiff.study.scene import PAPER, Colour, Scene
 
@@ -25,7 +26,7 @@ FAINT: Colour = (110, 120, 135)
 
 def check_plot_path(path: str | Path, *, overwrite: bool = False) -> Path:
     """`path` if a plot can be written by that name, which is free unless `overwrite`; raises UsageError."""
-    path = Path(path)
+    path = expanded(path)
     if path.suffix.lower() not in (".svg", ".png"):
         raise UsageError(f"plot {path}: expected a name that ends in .svg or .png")
     if not overwrite and (path.exists() or path.is_symlink()):
