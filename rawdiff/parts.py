@@ -205,14 +205,24 @@ class Parts:
         )
 
     def hashes(self, *, masked: bool = False) -> dict[str, str]:
-        """SHA-256 of the files of the parts, ControlNets not included, by path; `masked` as for `unet_for`."""
+        """SHA-256 of the files of the parts, ControlNets not included, by path; `masked` as for `unet_for`.
+
+        Raises WeightsError where a file is another now than the one that was loaded.
+        """
+        inpaint = self._inpaint if masked and self.defaults.inpaint is not None else None
+        unet = self.unet if inpaint is None else inpaint
+        tokenizers = (self.tokenizer, self.tokenizer_2)[: len(self.text_encoders)]
+        for part in (unet, self.vae, self.scheduler, *self.text_encoders, *tokenizers):
+            weights.check_unchanged(part)
         return part_hashes(self.source, self.defaults, masked=masked)
 
     def net_hashes(self, control: Control) -> dict[str, str] | None:
-        """The same of a control's net, once it is loaded; None for a module, which has no file."""
+        """The same of a control's net, once it is loaded; None for a module, which has no file. Raises WeightsError."""
         if control.is_module:
             return None
-        return weights.hashes(self._loaded[_key(control.kind, control.net)][1], "controlnet")
+        net, source = self._loaded[_key(control.kind, control.net)]
+        weights.check_unchanged(net)
+        return weights.hashes(source, "controlnet")
 
     def named_net(self, control: Control) -> weights.Source | None:
         """Where a control's net came from, once it is loaded; None for the model's own and for a module."""
@@ -261,6 +271,8 @@ class Parts:
 
 
 def _key(kind: str, source: Any) -> tuple[str, str]:
+    if isinstance(source, weights.Source):
+        return "source", f"{source} at {source.revision}"  # another commit is another net
     return ("kind", kind) if source is None else ("source", str(source))
 
 

@@ -111,8 +111,8 @@ def encode_texts(
 
     What several `readers` say of a token stands side by side. `zeros` tells of each picture whether its uncond is all
     zeros, whatever its negative prompt. Under A1111's syntax all have the length of the longest, in chunks: empty ones
-    are added to the others, as that program does. Raises UsageError where that would lengthen one picture for
-    another's sake.
+    are added to the others, as that program does with "Pad prompt/negative prompt" (without it the two halves run by
+    themselves there). Raises UsageError where that would lengthen one picture for another's sake.
     """
     if texts.syntax == PLAIN:
         found = _plainly(readers, texts, guided, clip_skip, say, probe)

@@ -16,7 +16,7 @@ import torch
 
 import rawdiff
 from rawdiff import Control, Model, Run, images
-from rawdiff.errors import InputError, UsageError
+from rawdiff.errors import InputError, UsageError, WeightsError
 from rawdiff.sampler import make_sampler
 from tests.cli_run import depth_map
 from tests.cli_run import rawdiff as command
@@ -488,3 +488,31 @@ def test_a_file_of_another_version(model: Model, tmp_path: Path) -> None:
     path.write_bytes(resigned(lambda body: body["recipe"].update(noise=0))(whole))
     with pytest.raises(InputError, match="differs in noise: noise is 0 in the file and 1 now"):
         model.resume(path)
+
+
+CHANGED = {
+    "unet": "unet/diffusion_pytorch_model.safetensors",
+    "vae": "vae/diffusion_pytorch_model.safetensors",
+    "text encoder": "text_encoder/model.safetensors",
+    "tokenizer": "tokenizer/tokenizer_config.json",
+    "scheduler": "scheduler/scheduler_config.json",
+    "net": "controlnet_depth/diffusion_pytorch_model.safetensors",
+}
+
+
+@pytest.mark.parametrize("part", CHANGED)
+def test_a_file_that_changed_since_it_was_loaded_is_told(tmp_path: Path, part: str) -> None:
+    """Somebody trains on beside: the recipe would tell of weights that did not draw the picture."""
+    loaded = rawdiff.load(small_folder(tmp_path / "small"), device="cpu", controls=["depth"])
+    options = CONTROLLED if part == "net" else {}
+    run = prepared(loaded, **options)
+    saved = run.save(tmp_path / "run.safetensors")
+    path = tmp_path / "small" / CHANGED[part]
+    path.write_bytes(path.read_bytes() + b"\n")
+    words = re.escape(f"{path}: changed since it was loaded: load the model again")
+    with pytest.raises(WeightsError, match=words):
+        prepared(loaded, **options)
+    with pytest.raises(WeightsError, match=words):
+        loaded.resume(saved, say=silent)
+    if part == "net":
+        finished(prepared(loaded))  # which has nothing to do with it

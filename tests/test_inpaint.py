@@ -263,7 +263,7 @@ def test_what_an_inpainting_unet_sees_is_cut_and_picked_with_the_rest(model: Mod
     assert torch.equal(cut, found.inpaint[..., 1:5, 2:5])
 
 
-@pytest.mark.parametrize("named", [5, "../unet", "nowhere"])
+@pytest.mark.parametrize("named", [5, "../unet", "C:/unet", "nowhere"])
 def test_an_inpainting_unet_that_is_not_there_is_refused(tmp_path: Path, named: Any) -> None:
     folder = small_folder(tmp_path / "model", nets=())
     path = folder / "rawdiff.json"
@@ -271,6 +271,7 @@ def test_an_inpainting_unet_that_is_not_there_is_refused(tmp_path: Path, named: 
     words = {
         5: "inpaint must be a folder",
         "../unet": "is no folder inside a model",
+        "C:/unet": "is no folder inside a model",
         "nowhere": "has no unet/ folder",
     }
     with pytest.raises(package.errors.WeightsError, match=words[named]):

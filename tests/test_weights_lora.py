@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 from hashlib import sha256
 from pathlib import Path
 
@@ -194,6 +195,18 @@ def test_exceptions_are_of_every_network(network: str, pattern: str) -> None:
     rules = read_alphas(Path("x"), {"lora_adapter_metadata": json.dumps(told)}, None, [layer])
     assert rules.scale(layer, 4, None, None) == 2.0
     assert rules.scale(layer.replace("0.fc1", "10.fc1"), 4, None, None) == 1.0
+
+
+def test_many_exceptions_for_many_layers() -> None:
+    """The first that fits counts, and each layer costs a look, not a walk through all of them."""
+    layers = [f"unet.blocks.{k}.to_q" for k in range(20_000)]
+    exceptions = {f"blocks.{k}.to_q": float(k + 1) for k in range(1, 20_000)} | {"to_q": 7.0, "0.to_q": 9.0}
+    told = {"unet.lora_alpha": 4, "unet.alpha_pattern": exceptions}
+    start = time.monotonic()
+    rules = read_alphas(Path("x"), {"lora_adapter_metadata": json.dumps(told)}, None, layers)
+    found = [rules.scale(layer, 1, None, None) for layer in layers]
+    assert time.monotonic() - start < 20.0  # half a second; walking through them took minutes
+    assert found == [7.0, *(k + 1.0 for k in range(1, 20_000))]
 
 
 def unprefixed(changes: Changes) -> dict[str, torch.Tensor]:

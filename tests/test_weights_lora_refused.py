@@ -287,6 +287,14 @@ METADATA: dict[str, tuple[Any, str]] = {
         {"unet.lora_alpha": 4, "unet.use_dora": True},
         "lora_adapter_metadata: use_dora is set: a DoRA, which is not supported; expected a LoRA or LoCon",
     ),
+    "begun with the weights' own": (
+        {"unet.lora_alpha": 4, "unet.init_lora_weights": "pissa_niter_4"},
+        "lora_adapter_metadata: init_lora_weights is 'pissa_niter_4': it is for weights that were changed before",
+    ),
+    "a pattern that is too long": (
+        {"unet.lora_alpha": 4, "unet.alpha_pattern": {"a." * 200: 4}},
+        f"lora_adapter_metadata: alpha_pattern '{'a.' * 40}' is no layer's name; patterns are not read",
+    ),
     "of no layer": (
         {"unet.lora_alpha": 4, "transformer.lora_alpha": 8},
         "lora_adapter_metadata is about 'transformer', and no layer of the file is its own; "

@@ -238,6 +238,18 @@ def test_tokenizer_from_the_old_or_the_new_files(folder: Path, missing: str) -> 
     assert len(found("red").input_ids) == 3  # merged: one token between start and end
 
 
+def test_a_number_that_the_text_encoder_does_not_have(folder: Path) -> None:
+    """As many tokens as it has, and one of them beyond: an index error at the first prompt that holds it."""
+    (folder / "tokenizer" / "tokenizer.json").unlink()
+    path = folder / "tokenizer" / "vocab.json"
+    vocabulary = json.loads(path.read_text())
+    path.write_text(json.dumps({**vocabulary, "a</w>": 90_000}))
+    with pytest.raises(WeightsError, match="a token of the number 90000, expected at most"):
+        weights.load_tokenizer(folder)
+    path.write_text(json.dumps(vocabulary))
+    weights.load_tokenizer(folder)
+
+
 def test_the_length_is_the_encoders_where_the_tokenizer_has_none(folder: Path) -> None:
     change_tokenizer(folder, model_max_length=None)
     assert weights.load_tokenizer(folder).model_max_length == 77
@@ -245,6 +257,10 @@ def test_the_length_is_the_encoders_where_the_tokenizer_has_none(folder: Path) -
     assert weights.load_tokenizer(folder).model_max_length == 77
     change_tokenizer(folder, model_max_length=60)
     assert weights.load_tokenizer(folder).model_max_length == 60
+    for length in ("77", [1], 77.0, True, 2, 0, -5):
+        change_tokenizer(folder, model_max_length=length)
+        with pytest.raises(WeightsError, match=r"model_max_length .*, expected a whole number from 3"):
+            weights.load_tokenizer(folder)
     change_tokenizer(folder, model_max_length=128)
     with pytest.raises(WeightsError, match="model_max_length 128, expected at most 77"):
         weights.load_tokenizer(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import pickle
 import random
 import resource
@@ -228,3 +229,16 @@ def test_descriptors_are_given_back(tmp_path: Path) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     fuzz(tmp_path / "x.ckpt", 20)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_read_where_there_is_no_pread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows."""
+    path = write(tmp_path / "x.pt", saved(TENSORS))
+    for name in ("pread", "preadv"):
+        monkeypatch.delattr(os, name)
+    file = open_tensors(path)
+    try:
+        for name, expected in TENSORS.items():
+            assert torch.equal(file.read(name), expected)
+    finally:
+        file.close()

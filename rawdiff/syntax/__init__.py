@@ -7,8 +7,10 @@
 
 Under `PLAIN`, as in diffusers, all of it is text. `A1111` is the language of AUTOMATIC1111's stable-diffusion-webui
 as of version 1.10. Where this differs: BREAK breaks inside brackets too, numbers have at most nine digits,
-brackets weigh to a depth of 64, a prompt's change comes as its documentation says (there it comes a step late), and
-AND joins no prompts. Every function takes any text: what is not balanced is read as that program reads it.
+brackets weigh to a depth of 64, a | outside of square brackets leaves their editing as it is, a prompt's change comes
+as its documentation says (there it comes a step late), AND joins no prompts, and the shorter of prompt and negative
+prompt is filled up with empty chunks, as with that program's setting "Pad prompt/negative prompt". Every function
+takes any text: what is not balanced is read as that program reads it.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from __future__ import annotations
 from rawdiff.weights.adapters import Adapters
 from rawdiff.weights.defaults import Defaults, read_defaults, vae_dtype
 from rawdiff.weights.devices import check_memory, choose_device, choose_dtype, free_bytes, use_real_cores
+from rawdiff.weights.digests import check_unchanged
 from rawdiff.weights.embedding import Embedding, check_trigger, read_embedding
 from rawdiff.weights.files import hashes, part_files, planned_bytes, planned_layers, read_config
 from rawdiff.weights.heap import keep_freed_memory
@@ -60,6 +61,7 @@ __all__ = [
     "aliases",
     "check_memory",
     "check_trigger",
+    "check_unchanged",
     "choose_device",
     "choose_dtype",
     "free_bytes",

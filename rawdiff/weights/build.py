@@ -92,6 +92,8 @@ _LIMITS = {
 }
 _MAX_INT = 2**20
 _MAX_LIST = 64
+_MAX_BLOCKS = 4096
+"""SDXL has 3 levels of 2 layers of up to 10 blocks."""
 
 
 def check_class(part: Part, config: Mapping[str, Any], where: str) -> None:
@@ -116,6 +118,7 @@ def build_empty(part: Part, config: Mapping[str, Any], where: str) -> nn.Module:
     """
     check_class(part, config, where)
     _check_numbers(config, where)
+    _check_depth(config, where)
     cls = getattr(importlib.import_module(part.module), part.class_name)
     if not part.is_text:
         _check_options(cls, config, where)
@@ -150,6 +153,25 @@ def _check_numbers(config: Mapping[str, Any], where: str) -> None:
         for number in values:
             if isinstance(number, int) and abs(number) > limit:
                 raise WeightsError(f"{where}: {name[:80]!a} is {number}, expected at most {limit}")
+
+
+def _check_depth(config: Mapping[str, Any], where: str) -> None:
+    """Numbers that are each within their limit multiply: levels, layers in each, blocks in each of these."""
+    levels = max((len(value) for value in config.values() if isinstance(value, list)), default=1)
+    total = levels
+    for name in ("layers_per_block", "transformer_layers_per_block"):
+        total *= max((abs(n) for n in _numbers(config.get(name))), default=1) or 1
+    if total > _MAX_BLOCKS:
+        raise WeightsError(f"{where}: up to {total} blocks, expected at most {_MAX_BLOCKS}")
+
+
+def _numbers(value: Any) -> Iterator[int]:
+    """The whole numbers in a value, however deep in lists."""
+    for one in value if isinstance(value, list) else (value,):
+        if isinstance(one, list):
+            yield from _numbers(one)
+        elif isinstance(one, int):
+            yield one
 
 
 def _check_options(cls: Any, config: Mapping[str, Any], where: str) -> None:

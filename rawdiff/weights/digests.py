@@ -1,18 +1,25 @@
-"""SHA-256 of files, computed once for a file that does not change."""
+"""SHA-256 of files, computed once for a file that does not change, and whether what was read is still theirs."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from rawdiff.errors import WeightsError
 
-__all__ = ["remember", "sha256"]
+__all__ = ["States", "check_unchanged", "read_from", "remember", "sha256", "states"]
+
+States = Mapping[Path, "_Key | None"]
+"""Files as they are at some time; None for one that cannot be looked at."""
 
 _Key = tuple[str, int, int]  # path, size in bytes, time of last change in ns
 
 _KNOWN: dict[_Key, str] = {}
+_READ: WeakKeyDictionary[Any, States] = WeakKeyDictionary()
 
 
 def _key(path: Path) -> _Key:
@@ -40,3 +47,31 @@ def sha256(path: Path) -> str:
 def remember(path: Path, digest: str) -> None:
     """Take `digest` for the SHA-256 of `path` as it is now (just computed elsewhere)."""
     _KNOWN[_key(path)] = digest
+
+
+def states(paths: Iterable[Path]) -> States:
+    """The files as they are now."""
+    return {path: _state(path) for path in paths}
+
+
+def _state(path: Path) -> _Key | None:
+    try:
+        return _key(path)
+    except OSError:
+        return None
+
+
+def read_from(thing: Any, found: States) -> None:
+    """Say that `thing` was read from these files, which were looked at before."""
+    _READ[thing] = found
+
+
+def check_unchanged(thing: Any) -> None:
+    """Raise WeightsError where a file is another now than the one that `thing` was read from.
+
+    The hashes of what lies there now would tell of other weights than those that compute. Of what was read from no file
+    nothing is known.
+    """
+    for path, found in _READ.get(thing, {}).items():
+        if _state(path) != found:
+            raise WeightsError(f"{path}: changed since it was loaded: load the model again")

@@ -23,7 +23,7 @@ class TransientError(HubError):
 def retry_after_s(headers: object) -> float | None:
     """Seconds that the hub asks to wait, if it says."""
     value = headers.get("Retry-After") if hasattr(headers, "get") else None
-    return float(value) if isinstance(value, str) and value.isdigit() else None
+    return float(value) if isinstance(value, str) and value.isascii() and value.isdigit() else None
 
 
 def explain(error: Exception, repository: str, endpoint: str, what: str) -> HubError:

@@ -16,6 +16,7 @@ import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,10 @@ _NAMED = re.compile(r"(?:unet|text_encoder\w*)\.|lora_")
 _LITERAL = re.compile(r"\^?(?:[\w-]|\\?\.)+")
 """What an exception's name may be: peft takes it for a regular expression, and no stranger's is run here."""
 
+_LONGEST = 300
+_CHANGE_THE_WEIGHTS = ("pissa", "olora", "corda", "loftq")
+"""Ways to begin that take something from the network's own weights (PiSSA: Meng et al. 2024, arXiv 2404.02948)."""
+
 
 @dataclass(frozen=True)
 class _Rule:
@@ -48,12 +53,31 @@ class _Rule:
     is_rank_stabilised: bool
     """Divide by sqrt(rank) (rsLoRA, Kalajdzievski 2023, arXiv 2312.03732)."""
 
-    def alpha_of(self, layer: str) -> float:
-        for pattern, alpha in self.exceptions:
+    @cached_property
+    def _places(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Where each name first stands among the exceptions, of all of them and of those that may be an end too."""
+        whole: dict[str, int] = {}
+        ends: dict[str, int] = {}
+        for place, (pattern, _) in enumerate(self.exceptions):
             name = _PREFIXES.sub("", pattern.removeprefix("^").replace("\\.", "."), count=1)
-            if layer == name or (not pattern.startswith("^") and layer.endswith(f".{name}")):
-                return alpha
-        return self.alpha
+            whole.setdefault(name, place)
+            if not pattern.startswith("^"):
+                ends.setdefault(name, place)
+        return whole, ends
+
+    @cached_property
+    def _lengths(self) -> frozenset[int]:
+        return frozenset(len(name) for name in self._places[1])
+
+    def alpha_of(self, layer: str) -> float:
+        """The alpha of the first exception that names it or how it ends; the rule's own without one."""
+        whole, ends = self._places
+        found = [whole.get(layer)]
+        for length in self._lengths:
+            if layer[-length - 1 : -length] == ".":
+                found.append(ends.get(layer[-length:]))
+        places = [place for place in found if place is not None]
+        return self.exceptions[min(places)][1] if places else self.alpha
 
 
 @dataclass(frozen=True)
@@ -154,13 +178,19 @@ def _rule(table: Mapping[str, Any], where: str, name: str) -> _Rule:
             f"{where}: alpha_pattern is {type(exceptions).__name__}, expected names and numbers"
         )
     for pattern in exceptions:
-        if not _LITERAL.fullmatch(pattern):
+        if len(pattern) > _LONGEST or not _LITERAL.fullmatch(pattern):
             raise WeightsError(
                 f"{where}: alpha_pattern {pattern[:80]!a} is no layer's name; patterns are not read"
             )
     if table.get("use_dora"):
         raise WeightsError(
             f"{where}: use_dora is set: a DoRA, which is not supported; expected a LoRA or LoCon"
+        )
+    begun = table.get("init_lora_weights")
+    if isinstance(begun, str) and begun.lower().startswith(_CHANGE_THE_WEIGHTS):
+        raise WeightsError(
+            f"{where}: init_lora_weights is {begun[:40]!a}: it is for weights that were changed before training; "
+            "expected it converted to a LoRA (peft: save_pretrained with path_initial_model_for_weight_conversion)"
         )
     return _Rule(
         name,

@@ -20,6 +20,7 @@ from rawdiff.say import say_on_stderr
 from rawdiff.weights.build import PARTS, Part, build_empty
 from rawdiff.weights.choose import read_shard_names
 from rawdiff.weights.devices import choose_device, choose_dtype
+from rawdiff.weights.digests import read_from, states
 from rawdiff.weights.files import Where, checked_config, part_files, summands
 from rawdiff.weights.fill import fill, plan_fill
 from rawdiff.weights.merge import Feeds, Summed, check_configs
@@ -83,9 +84,12 @@ def load_scheduler(source: Where = None) -> Any:
 
     opened = open_source(source, say=say_on_stderr)
     (path,) = part_files(opened, "scheduler")
+    found = states([path])
     if opened.single is not None:
         return schedulers.scheduler_from_folder(path, opened.single.scheduler)
-    return schedulers.scheduler_from_folder(path.parent)
+    scheduler = schedulers.scheduler_from_folder(path.parent)
+    read_from(scheduler, found)
+    return scheduler
 
 
 def _load(
@@ -96,6 +100,21 @@ def _load(
     opened = open_source(source, say=say_on_stderr).owner(name)
     sources = summands(opened, name)
     modules = [_empty(one, PARTS[name]) for one in sources]
+    found = states(path for one in sources for path in part_files(one, name))
+    module = _filled(name, opened, sources, modules, chosen_device, chosen_dtype)
+    read_from(module, found)
+    return module
+
+
+def _filled(
+    name: str,
+    opened: Source,
+    sources: list[Source],
+    modules: list[nn.Module],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> nn.Module:
+    """The first of the modules, from its file or the sum of all theirs."""
     with contextlib.ExitStack() as stack:
         feeds = [stack.enter_context(_planned(one, name, modules[0])) for one in sources]
         if len(sources) > 1:
@@ -104,8 +123,8 @@ def _load(
             )
             _check_predictions(sources)
             summed = Summed([(own, weight) for own, (_, weight) in zip(feeds, opened.merged, strict=True)])
-            return fill(modules[0], summed.feeds(), chosen_device, chosen_dtype)
-        return fill(modules[0], feeds[0], chosen_device, chosen_dtype)
+            return fill(modules[0], summed.feeds(), device, dtype)
+        return fill(modules[0], feeds[0], device, dtype)
 
 
 def _empty(source: Source, part: Part) -> nn.Module:

@@ -86,6 +86,7 @@ class Source:
             or folder.startswith("/")
             or ".." in folder.split("/")
             or "\\" in folder
+            or ":" in folder  # another drive, on Windows
         ):
             raise WeightsError(f"{self}: {folder[:80]!a} is no folder inside a model")
         return replace(self, base=_join(self.base, folder), vae=None, merged=())

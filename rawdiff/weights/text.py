@@ -7,6 +7,7 @@ from typing import Any
 
 from rawdiff.errors import WeightsError
 from rawdiff.weights.choose import read_json
+from rawdiff.weights.digests import read_from, states
 from rawdiff.weights.files import Where, part_files, read_config
 from rawdiff.weights.source import Source, open_source
 from rawdiff.weights.vocabulary import build_tokenizer
@@ -16,6 +17,8 @@ __all__ = ["load_tokenizer"]
 _CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")
 _ABSENT = 10**6
 """transformers gives a tokenizer whose config names no `model_max_length` the length 1e30."""
+_SHORTEST = 3
+"""The start, a word and the end."""
 
 
 def load_tokenizer(source: Where = None, part: str = "tokenizer") -> Any:
@@ -27,24 +30,32 @@ def load_tokenizer(source: Where = None, part: str = "tokenizer") -> Any:
     """
     opened = open_source(source)
     files = part_files(opened, part)
+    found = states(files)
     if opened.single is not None:
         configs = open_source(opened.single.configs)
         tokenizer, folder = _of_file(configs, part), configs.folder(part)
     else:
         tokenizer, folder = _of_folder(files), files[0].parent
+    length = _length(tokenizer, folder)
     _check_tokens(tokenizer, folder)
     limit, size = _encoder_limits(opened, part.replace("tokenizer", "text_encoder"))
-    if tokenizer.model_max_length > _ABSENT:
+    if length > _ABSENT:
         tokenizer.model_max_length = limit if limit is not None else 77
-    elif limit is not None and tokenizer.model_max_length > limit:
+    elif limit is not None and length > limit:
         raise WeightsError(
-            f"{folder}: model_max_length {tokenizer.model_max_length}, expected at most {limit}, the "
+            f"{folder}: model_max_length {length}, expected at most {limit}, the "
             "positions of the text encoder"
         )
     if size is not None and len(tokenizer) > size:
         raise WeightsError(
             f"{folder}: {len(tokenizer)} tokens, expected at most {size}, as the text encoder has"
         )
+    last = max(tokenizer.get_vocab().values())
+    if size is not None and last >= size:
+        raise WeightsError(
+            f"{folder}: a token of the number {last}, expected at most {size - 1}, the text encoder's last"
+        )
+    read_from(tokenizer, found)
     return tokenizer
 
 
@@ -90,6 +101,18 @@ def _open(folder: Path) -> Any:
             raise
         reason = " ".join(str(error).split())[:160]
         raise WeightsError(f"{folder}: not a CLIP tokenizer ({type(error).__name__}: {reason})") from error
+
+
+def _length(tokenizer: Any, folder: Path) -> int:
+    """How many tokens it says a text may have."""
+    length = tokenizer.model_max_length
+    if isinstance(length, float) and length > _ABSENT:
+        return _ABSENT + 1
+    if type(length) is not int or length < _SHORTEST:
+        raise WeightsError(
+            f"{folder}: model_max_length {str(length)[:40]!a}, expected a whole number from {_SHORTEST}"
+        )
+    return length
 
 
 def _check_tokens(tokenizer: Any, folder: Path) -> None:

@@ -201,8 +201,8 @@ def _records(
                             f"a pickle of {record.file_size} bytes, expected names and shapes alone"
                         )
                     _check_names(archive.read(record), names)
-                header = os.pread(descriptor, 30, record.header_offset)
-                name_bytes, extra_bytes = struct.unpack_from("<HH", header, 26)
+                file.seek(record.header_offset)  # the archive seeks where it reads
+                name_bytes, extra_bytes = struct.unpack_from("<HH", file.read(30), 26)
                 places[record.header_offset + 30 + name_bytes + extra_bytes] = record.file_size
             if sum(record.file_size for record in listed) > os.fstat(descriptor).st_size:
                 raise ValueError("its records have more bytes than the file")
