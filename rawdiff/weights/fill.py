@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from rawdiff.errors import ResourceError, WeightsError
 from rawdiff.weights.renames import plan_names
-from rawdiff.weights.room import room_for
+from rawdiff.weights.room import come_by, room_for
 from rawdiff.weights.tensorfile import TensorFile
 
 __all__ = ["FLOAT_DTYPES", "check_finite", "fill", "listed", "plan_fill"]
@@ -149,6 +149,7 @@ def _by_blocks(feed: tuple[TensorFile, str], made: Tensor) -> Tensor:
     file, name = feed
     if not made.numel():
         return made
+    come_by(made)
     key, parts = file.key(name), torch.split(made.view(-1), _BLOCK)
     between = torch.empty_like(parts[0], dtype=torch.float32)  # once a tensor
     for block, part in zip(file.blocks(name, _BLOCK), parts, strict=True):
