@@ -15,6 +15,7 @@ import torch
 from rawdiff import weights
 from rawdiff.errors import HubError, RawdiffError
 from rawdiff.weights import snapshot
+from rawdiff.weights.hub_errors import retry_after_s
 from tests.small_hub import PAGE, Fault, Request, SmallHub, body, reset_after, status, truncated_at
 
 pytest_plugins = ["tests.hub_fixtures"]
@@ -186,3 +187,10 @@ def test_every_fault_is_ours(served: SmallHub, reach: Reach) -> None:
         else:
             found = "listed"
         assert "\n" not in found
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"), [("30", 30.0), ("²", None), ("soon", None), ("-1", None), (None, None)]
+)
+def test_how_long_to_wait(said: str | None, seconds: float | None) -> None:
+    assert retry_after_s({} if said is None else {"Retry-After": said}) == seconds
