@@ -58,7 +58,9 @@ def print_table(name: str, rows: list[Row]) -> None:
 def _cell(column: str, value: float | None) -> str:
     if value is None:
         return ""
-    plain = any(word in column for word in ("IoU", "saturation", "grey levels", "dB"))
+    if "IoU" in column:
+        return f"{value:.4f}"
+    plain = any(word in column for word in ("saturation", "grey levels", "dB"))
     return f"{value:.3f}" if plain else f"{value:.1%}"
 
 
