@@ -33,11 +33,7 @@ def advance(
     blend: Constrain | None = None,
     probe: ProbeLike = NO_PROBE,
 ) -> tuple[RunState, Step]:
-    """One evaluation: the state after it, and a Step to look at it. The state given is left as it was.
-
-    `blend` changes x after it, as the run was prepared to (a mask's, see `rawdiff.blend`). Raises ResourceError
-    where memory gives out.
-    """
+    """One evaluation, and a mask's `blend`: the state after it, and a Step to look at it. Raises ResourceError."""
     row = state.plan(plan).rows[state.i]
     sampler, k = row.sampler, row.step.index
     with telling_out_of_memory(f"step {row.index}", state.x.device):
@@ -46,8 +42,7 @@ def advance(
             drawn = noise.draw(state.draws) if row.step.draws else None
             x_next, s_next = sampler.update(k, state.x, prediction.guided, drawn, state.s)
     after = state.after(x_next, s_next, row.step.draws)
-    if blend is not None:
-        after = after.changed(blend(after.x, after.row(plan)), plan)
+    after = after if blend is None else after.changed(blend(after.x, after.row(plan)), plan)
     return after, Step(row, state.x, prediction, after, watch)
 
 
@@ -65,9 +60,8 @@ def denoise(
 ) -> Iterator[Step]:
     """Run from `state` to the end of the plan, handing out each Step; the run goes on from `step.state`.
 
-    `blend` changes x after each step as `advance` has it, then `constrain` as a person would by hand; with `forget`
-    the sampler's history is forgotten each time. A Step goes stale when the next is asked for. NonFiniteError comes
-    at the end, or at once if anything is watched.
+    `constrain` changes x after each step, by hand; with `forget` the sampler's history is forgotten each time. A Step
+    goes stale when the next is asked for. NonFiniteError comes at the end, or at once if anything is watched.
     """
     watch = check_watch(watch)
     while state.row(plan) is not None:
