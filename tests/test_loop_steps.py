@@ -284,7 +284,7 @@ def test_the_probe_sees_the_steps_and_not_the_caller() -> None:
     tree = probe.tree()
     assert tree.children["step"].count == 6
     assert tree.children["step"].children["sampler"].count == 6
-    assert tree.children["step"].total_ms < 100 < tree.total_ms
+    assert tree.total_ms - tree.children["step"].total_ms > 100  # the caller's, of 120
 
 
 def test_copying_a_state() -> None:
