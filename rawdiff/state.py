@@ -48,7 +48,7 @@ class RunState:
         return replace(self, x=x, s=s, i=self.i + 1, draws=self.draws + draws)
 
     def changed(self, x: Tensor, plan: Plan, *, forget: bool = False) -> RunState:
-        """This state with other latents, changed by hand.
+        """This state with other latents.
 
         By default the sampler keeps its history: its next step still leans on the outputs from before the
         change (UniPC most of all). With `forget` it starts anew from this row, or raises UsageError.

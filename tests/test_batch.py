@@ -342,6 +342,25 @@ def test_what_was_left_in_a_folder_that_an_item_names_is_swept_too(here: Path) -
     assert all_files(here / "output_images") == ["cubes", "cubes/a.png"]
 
 
+def test_a_folder_of_a_name_too_long_fails_its_item_alone(here: Path) -> None:
+    path = write(here / "m.jsonl", quick("a", out=f"{'a' * 300}/b.png"), quick("b", seed=1, out="b.png"))
+    done = rawdiff("batch", path)
+    assert (done.code, done.lines) == (7, ["output_images/b.png"])
+    assert "defect" not in done.err
+    assert summary(done) == "1 drawn, 0 already there, 1 of 2 items failed"
+
+
+def test_nothing_is_swept_outside(here: Path) -> None:
+    (here / "output_images").mkdir()
+    (here / "outside").mkdir()
+    (here / "output_images" / "link").symlink_to(here / "outside")
+    left = here / "outside" / f".rawdiff-tmp-{2**22 + 1}-aa"
+    left.write_bytes(b"half")
+    os.utime(left, (1, 1))
+    assert rawdiff("batch", write(here / "m.jsonl", quick("a", out="link/a.png"))).code == 7
+    assert left.exists()
+
+
 def test_no_process_is_asked_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Signal 0 is Ctrl-C there."""
     assert batches._is_alive(os.getpid())

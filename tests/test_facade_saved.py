@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import struct
 from collections.abc import Callable
@@ -509,10 +510,21 @@ def test_a_file_that_changed_since_it_was_loaded_is_told(tmp_path: Path, part: s
     saved = run.save(tmp_path / "run.safetensors")
     path = tmp_path / "small" / CHANGED[part]
     path.write_bytes(path.read_bytes() + b"\n")
-    words = re.escape(f"{path}: changed since it was loaded: load the model again")
+    words = re.escape(f"{path}: changed since it was loaded: run again, or load the model again")
     with pytest.raises(WeightsError, match=words):
         prepared(loaded, **options)
     with pytest.raises(WeightsError, match=words):
         loaded.resume(saved, say=silent)
     if part == "net":
         finished(prepared(loaded))  # which has nothing to do with it
+
+
+def test_a_file_that_was_touched_is_the_same(tmp_path: Path) -> None:
+    loaded = rawdiff.load(small_folder(tmp_path / "small"), device="cpu")
+    prepared(loaded)
+    path = tmp_path / "small" / CHANGED["unet"]
+    os.utime(path, (1, 1))
+    prepared(loaded)
+    path.unlink()
+    with pytest.raises(WeightsError, match="is gone since it was loaded"):
+        prepared(loaded)

@@ -291,6 +291,10 @@ METADATA: dict[str, tuple[Any, str]] = {
         {"unet.lora_alpha": 4, "unet.init_lora_weights": "pissa_niter_4"},
         "lora_adapter_metadata: init_lora_weights is 'pissa_niter_4': it is for weights that were changed before",
     ),
+    "begun with gradients": (
+        {"unet.lora_alpha": 4, "unet.init_lora_weights": "lora_ga"},
+        "lora_adapter_metadata: init_lora_weights is 'lora_ga': it is for weights that were changed before",
+    ),
     "a pattern that is too long": (
         {"unet.lora_alpha": 4, "unet.alpha_pattern": {"a." * 200: 4}},
         f"lora_adapter_metadata: alpha_pattern '{'a.' * 40}' is no layer's name; patterns are not read",

@@ -269,6 +269,7 @@ def test_a_net_from_the_other_folder(folder: Path, loader: str) -> None:
             {"layers_per_block": 64, "transformer_layers_per_block": [[256] * 2] * 2},
             "blocks, expected at most 4096",
         ),
+        ("unet", {"reverse_transformer_layers_per_block": [[10**9]] * 2}, "blocks, expected at most 4096"),
         ("unet", {"block_out_channels": [10**9, 64]}, "'block_out_channels' is 1000000000"),
         ("unet", {"block_out_channels": [32] * 100}, "has 100 entries"),
         ("unet", {"block_out_channels": "wide"}, "cannot build UNet2DConditionModel"),

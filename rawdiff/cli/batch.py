@@ -49,7 +49,10 @@ def batch(
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", metavar="", help="Check every item, draw nothing.", rich_help_panel=options.WORK
+            "--dry-run",
+            metavar="",
+            help="Check every item, tell its plan, draw nothing.",
+            rich_help_panel=options.WORK,
         ),
     ] = False,
     device: options.Device = None,

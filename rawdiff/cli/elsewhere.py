@@ -13,7 +13,7 @@ NAMES: dict[str, str] = {
         "rescale": ("guidance-rescale", "cfg-rescale"),
         "steps": ("num-inference-steps", "num-steps", "sampling-steps", "ddim-steps"),
         "sampler": ("scheduler", "sampler-name", "sampling-method"),
-        "size": ("width", "height", "w", "h", "resolution"),
+        "size": ("width", "height", "w", "resolution"),
         "count": ("num-images", "num-images-per-prompt", "n-iter", "n-samples"),
         "batch": ("batch-size",),
         "strength": ("denoise", "denoising", "denoising-strength"),

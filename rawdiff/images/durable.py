@@ -123,7 +123,7 @@ def _link(temporary: Path, path: Path) -> None:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         try:
             os.replace(temporary, path)  # noqa: PTH105
-        except BaseException:
+        except OSError:
             with contextlib.suppress(OSError):
                 os.unlink(path)  # noqa: PTH108
             raise

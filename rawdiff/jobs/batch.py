@@ -24,6 +24,7 @@ from rawdiff.jobs.manifest import Item, check_there, read_manifest
 from rawdiff.jobs.output import Output, check_batch, find_folder
 from rawdiff.jobs.place import Place, open_workshop, start_probe
 from rawdiff.jobs.workshop import DeviceFailedError, Workshop
+from rawdiff.paths import check_name
 from rawdiff.probes import Probe
 from rawdiff.say import Say, say_on_stderr
 
@@ -173,7 +174,9 @@ class _Round:
                 self.folder,
                 *((self.folder / item.out).parent for item in self.items if item.out),
             }:
-                _sweep(folder)
+                with contextlib.suppress(OSError):  # what is wrong with a name is its item's to tell
+                    if folder.resolve().is_relative_to(self.folder.resolve()):
+                        _sweep(folder)
         album = Album(self.folder)
         try:
             for item in self.items:
@@ -220,6 +223,8 @@ class _Round:
         if isinstance(item.request, UsageError):
             raise item.request
         check_there(item.request, self.file)
+        for part in Path(item.out or "").parts:
+            check_name("out", part)
         job = self.workshop.plan(item.request, batch=self.batch)
         wanted = []
         for k, job_id in enumerate(job.ids()):

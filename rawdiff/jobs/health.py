@@ -113,8 +113,10 @@ def _devices() -> Iterator[Finding]:
 
 def _writable(folder: Path) -> str:
     made = absent(folder)
-    images.check_writable(folder)
-    remove_empty(made)
+    try:
+        images.check_writable(folder)
+    finally:
+        remove_empty(made)
     return f"{folder} takes files"
 
 

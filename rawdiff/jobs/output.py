@@ -30,7 +30,11 @@ class Output:
     def ready(self) -> Output:
         """The same, its folder made and written to on trial, before anything slow begins; raises ResourceError."""
         made = absent(self.folder)
-        images.check_writable(self.folder)
+        try:
+            images.check_writable(self.folder)
+        except BaseException:
+            remove_empty(made)
+            raise
         return replace(self, made=made)
 
     def abandon(self) -> None:

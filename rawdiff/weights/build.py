@@ -159,8 +159,9 @@ def _check_depth(config: Mapping[str, Any], where: str) -> None:
     """Numbers that are each within their limit multiply: levels, layers in each, blocks in each of these."""
     levels = max((len(value) for value in config.values() if isinstance(value, list)), default=1)
     total = levels
-    for name in ("layers_per_block", "transformer_layers_per_block"):
-        total *= max((abs(n) for n in _numbers(config.get(name))), default=1) or 1
+    deep = ("transformer_layers_per_block", "reverse_transformer_layers_per_block")
+    for names in (("layers_per_block",), deep):
+        total *= max((abs(n) for name in names for n in _numbers(config.get(name))), default=1) or 1
     if total > _MAX_BLOCKS:
         raise WeightsError(f"{where}: up to {total} blocks, expected at most {_MAX_BLOCKS}")
 

@@ -73,5 +73,8 @@ def check_unchanged(thing: Any) -> None:
     nothing is known.
     """
     for path, found in _READ.get(thing, {}).items():
-        if _state(path) != found:
-            raise WeightsError(f"{path}: changed since it was loaded: load the model again")
+        now = _state(path)
+        if now == found or (found in _KNOWN and now is not None and sha256(path) == _KNOWN[found]):
+            continue  # touched at most
+        what = "is gone" if now is None else "changed"
+        raise WeightsError(f"{path}: {what} since it was loaded: run again, or load the model again")

@@ -38,7 +38,7 @@ _LITERAL = re.compile(r"\^?(?:[\w-]|\\?\.)+")
 """What an exception's name may be: peft takes it for a regular expression, and no stranger's is run here."""
 
 _LONGEST = 300
-_CHANGE_THE_WEIGHTS = ("pissa", "olora", "corda", "loftq")
+_CHANGE_THE_WEIGHTS = ("pissa", "olora", "corda", "lora_ga", "loftq")
 """Ways to begin that take something from the network's own weights (PiSSA: Meng et al. 2024, arXiv 2404.02948)."""
 
 
@@ -190,7 +190,7 @@ def _rule(table: Mapping[str, Any], where: str, name: str) -> _Rule:
     if isinstance(begun, str) and begun.lower().startswith(_CHANGE_THE_WEIGHTS):
         raise WeightsError(
             f"{where}: init_lora_weights is {begun[:40]!a}: it is for weights that were changed before training; "
-            "expected it converted to a LoRA (peft: save_pretrained with path_initial_model_for_weight_conversion)"
+            "expected a LoRA for the model's own (peft converts most kinds when it saves them)"
         )
     return _Rule(
         name,

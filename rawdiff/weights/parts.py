@@ -86,8 +86,9 @@ def load_scheduler(source: Where = None) -> Any:
     (path,) = part_files(opened, "scheduler")
     found = states([path])
     if opened.single is not None:
-        return schedulers.scheduler_from_folder(path, opened.single.scheduler)
-    scheduler = schedulers.scheduler_from_folder(path.parent)
+        scheduler = schedulers.scheduler_from_folder(path, opened.single.scheduler)
+    else:
+        scheduler = schedulers.scheduler_from_folder(path.parent)
     read_from(scheduler, found)
     return scheduler
 

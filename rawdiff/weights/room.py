@@ -55,8 +55,8 @@ def room_for(shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> dict[st
     except OSError as error:
         raise ResourceError(f"no memory for weights of {end} bytes") from error
     with contextlib.suppress(OSError):  # a kernel without huge pages
-        if end < _WORTH_TRYING or _huge_are_quick(stretch):
-            stretch.madvise(mmap.MADV_HUGEPAGE)
+        huge = end < _WORTH_TRYING or _huge_are_quick(stretch)
+        stretch.madvise(mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
     return {
         name: torch.frombuffer(stretch, dtype=dtype, count=count, offset=at).view(shapes[name])
         if count

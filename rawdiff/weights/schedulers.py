@@ -173,7 +173,7 @@ _MAX_INT = 2**20
 def _check_values(config: Mapping[str, Any], file: Path) -> None:
     for key, value in config.items():
         if isinstance(value, int) and abs(value) > _MAX_INT:
-            raise WeightsError(f"{file}: {str(key)[:80]!a} is {value}, expected at most {_MAX_INT}")
+            raise WeightsError(f"{file}: {str(key)[:80]!a} is {value}, expected -{_MAX_INT} to {_MAX_INT}")
     steps = config.get("num_train_timesteps", 1000)
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= 100_000:
         raise WeightsError(f"{file}: num_train_timesteps {steps!r}: expected a whole number from 1 to 100000")
