@@ -79,6 +79,11 @@ class Parts:
         return tuple(one for one in (self.text_encoder, self.text_encoder_2) if one is not None)
 
     @property
+    def _tokenizers(self) -> tuple[Any, ...]:
+        """One for each of the text encoders."""
+        return (self.tokenizer, self.tokenizer_2)[: len(self.text_encoders)]
+
+    @property
     def controls(self) -> dict[str, Any]:
         """The model's own ControlNets that are loaded so far, by kind."""
         return {key: net for (way, key), (net, _) in self._loaded.items() if way == "kind"}
@@ -192,11 +197,10 @@ class Parts:
 
         Raises UsageError, WeightsError where one does not fit.
         """
-        tokenizers = (self.tokenizer, self.tokenizer_2)[: len(self.text_encoders)]
         configs = [encoder.config for encoder in self.text_encoders]
         grounds = [
             Ground(tokenizer, int(config.hidden_size), int(config.max_position_embeddings))
-            for tokenizer, config in zip(tokenizers, configs, strict=True)
+            for tokenizer, config in zip(self._tokenizers, configs, strict=True)
         ]
         words = vocabularies(grounds, [one.embedding for one in added])
         two = len(words) > 1
@@ -211,8 +215,7 @@ class Parts:
         """
         inpaint = self._inpaint if masked and self.defaults.inpaint is not None else None
         unet = self.unet if inpaint is None else inpaint
-        tokenizers = (self.tokenizer, self.tokenizer_2)[: len(self.text_encoders)]
-        for part in (unet, self.vae, self.scheduler, *self.text_encoders, *tokenizers):
+        for part in (unet, self.vae, self.scheduler, *self.text_encoders, *self._tokenizers):
             weights.check_unchanged(part)
         return part_hashes(self.source, self.defaults, masked=masked)
 

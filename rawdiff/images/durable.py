@@ -21,8 +21,10 @@ __all__ = ["TEMPORARY_PREFIX", "check_writable", "publish", "write_file"]
 
 TEMPORARY_PREFIX = ".rawdiff-tmp-"
 
-_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
-_NO_HARD_LINKS |= {errno.EINVAL}  # Windows, on exFAT and on many shares
+_NO_HARD_LINKS = {
+    *(errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV),
+    errno.EINVAL,  # Windows, on exFAT and on many shares
+}
 _NO_SYNC = {
     errno.EINVAL,
     errno.ENOTSUP,

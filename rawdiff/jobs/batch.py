@@ -24,7 +24,6 @@ from rawdiff.jobs.manifest import Item, check_there, read_manifest
 from rawdiff.jobs.output import Output, check_batch, find_folder
 from rawdiff.jobs.place import Place, open_workshop, start_probe
 from rawdiff.jobs.workshop import DeviceFailedError, Workshop
-from rawdiff.paths import check_name
 from rawdiff.probes import Probe
 from rawdiff.say import Say, say_on_stderr
 
@@ -170,12 +169,10 @@ class _Round:
 
     def run(self) -> None:
         if not self.dry_run:
-            for folder in {
-                self.folder,
-                *((self.folder / item.out).parent for item in self.items if item.out),
-            }:
+            names = (item.out for item in self.items if item.out is not None)
+            for folder in {self.folder, *((self.folder / name).parent for name in names)}:
                 with contextlib.suppress(OSError):  # what is wrong with a name is its item's to tell
-                    if folder.resolve().is_relative_to(self.folder.resolve()):
+                    if _is_inside(folder, self.folder):
                         _sweep(folder)
         album = Album(self.folder)
         try:
@@ -223,8 +220,6 @@ class _Round:
         if isinstance(item.request, UsageError):
             raise item.request
         check_there(item.request, self.file)
-        for part in Path(item.out or "").parts:
-            check_name("out", part)
         job = self.workshop.plan(item.request, batch=self.batch)
         wanted = []
         for k, job_id in enumerate(job.ids()):
@@ -253,7 +248,7 @@ class _Round:
 def _check_free(folder: Path, name: str) -> None:
     """Raise InputError where a picture that an item names would take another's place, or leave the folder."""
     path = folder / name
-    if not path.parent.resolve().is_relative_to(folder.resolve()):
+    if not _is_inside(path.parent, folder):
         raise InputError(
             f"out {name!r}: its folder is a link that leads out of {folder}; choose another name"
         )
@@ -267,6 +262,11 @@ def _check_free(folder: Path, name: str) -> None:
             raise InputError(
                 f"out {name!r}: {folder} holds {taken[0]!r} already, with another recipe; choose another name"
             )
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Whether it is in the folder still where links are followed."""
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def _sweep(folder: Path) -> None:

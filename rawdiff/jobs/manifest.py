@@ -24,7 +24,7 @@ from rawdiff.images import name_key, picture_name
 from rawdiff.jobs.request import Request
 from rawdiff.jobs.words import request_from_words
 from rawdiff.limits import MAX_SEED, is_name
-from rawdiff.paths import is_there
+from rawdiff.paths import check_name, is_there
 from rawdiff.recipe import canonical
 
 __all__ = ["KEYS", "Item", "check_there", "read_manifest"]
@@ -236,6 +236,8 @@ def _item(words: dict[str, Any], line: int, where: str, folder: Path) -> Item:
         request.check()
         if out is not None and request.count not in (None, 1):
             raise UsageError(f"out {out!r}: one name for {request.count} pictures; leave it out")
+        for name in (out or "").split("/"):
+            check_name("out", name)
     except UsageError as error:
         return Item(line, error)
     return Item(line, request, None if out is None else _output_name(out, where))

@@ -62,7 +62,7 @@ def _state(path: Path) -> _Key | None:
 
 
 def read_from(thing: Any, found: States) -> None:
-    """Say that `thing` was read from these files, which were looked at before."""
+    """Say that `thing` is read from these files, which were looked at before."""
     _READ[thing] = found
 
 

@@ -38,6 +38,7 @@ _LITERAL = re.compile(r"\^?(?:[\w-]|\\?\.)+")
 """What an exception's name may be: peft takes it for a regular expression, and no stranger's is run here."""
 
 _LONGEST = 300
+"""Of an exception's name, in characters; a layer's end is looked up no further."""
 _CHANGE_THE_WEIGHTS = ("pissa", "olora", "corda", "lora_ga", "loftq")
 """Ways to begin that take something from the network's own weights (PiSSA: Meng et al. 2024, arXiv 2404.02948)."""
 
@@ -65,17 +66,12 @@ class _Rule:
                 ends.setdefault(name, place)
         return whole, ends
 
-    @cached_property
-    def _lengths(self) -> frozenset[int]:
-        return frozenset(len(name) for name in self._places[1])
-
     def alpha_of(self, layer: str) -> float:
         """The alpha of the first exception that names it or how it ends; the rule's own without one."""
         whole, ends = self._places
-        found = [whole.get(layer)]
-        for length in self._lengths:
-            if layer[-length - 1 : -length] == ".":
-                found.append(ends.get(layer[-length:]))
+        tail = layer[-_LONGEST - 1 :]
+        dots = (at for at, sign in enumerate(tail) if sign == ".")
+        found = [whole.get(layer), *(ends.get(tail[at + 1 :]) for at in dots)]
         places = [place for place in found if place is not None]
         return self.exceptions[min(places)][1] if places else self.alpha
 

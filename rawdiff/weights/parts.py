@@ -101,21 +101,7 @@ def _load(
     opened = open_source(source, say=say_on_stderr).owner(name)
     sources = summands(opened, name)
     modules = [_empty(one, PARTS[name]) for one in sources]
-    found = states(path for one in sources for path in part_files(one, name))
-    module = _filled(name, opened, sources, modules, chosen_device, chosen_dtype)
-    read_from(module, found)
-    return module
-
-
-def _filled(
-    name: str,
-    opened: Source,
-    sources: list[Source],
-    modules: list[nn.Module],
-    device: torch.device,
-    dtype: torch.dtype,
-) -> nn.Module:
-    """The first of the modules, from its file or the sum of all theirs."""
+    read_from(modules[0], states(path for one in sources for path in part_files(one, name)))
     with contextlib.ExitStack() as stack:
         feeds = [stack.enter_context(_planned(one, name, modules[0])) for one in sources]
         if len(sources) > 1:
@@ -124,8 +110,8 @@ def _filled(
             )
             _check_predictions(sources)
             summed = Summed([(own, weight) for own, (_, weight) in zip(feeds, opened.merged, strict=True)])
-            return fill(modules[0], summed.feeds(), device, dtype)
-        return fill(modules[0], feeds[0], device, dtype)
+            return fill(modules[0], summed.feeds(), chosen_device, chosen_dtype)
+        return fill(modules[0], feeds[0], chosen_device, chosen_dtype)
 
 
 def _empty(source: Source, part: Part) -> nn.Module:

@@ -45,6 +45,7 @@ SAMPLER_KEYS = frozenset(
 """What a name decides, even where the model's config is of the same class."""
 
 MAX_CONFIG_BYTES = 10_000_000
+_MAX_INT = 2**20
 
 SCHEDULER_CLASSES = frozenset(entry.scheduler for entry in NAMES.values()) | {"EDMEulerScheduler"}
 """The only classes that a model folder's config may name."""
@@ -165,9 +166,6 @@ def _model_part(base_config: Mapping[str, Any], entry: Entry) -> dict[str, Any]:
 def _build(scheduler: str, config: dict[str, Any]) -> Any:
     with hush():
         return scheduler_class(scheduler)(**config)
-
-
-_MAX_INT = 2**20
 
 
 def _check_values(config: Mapping[str, Any], file: Path) -> None:
