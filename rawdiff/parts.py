@@ -146,6 +146,10 @@ class Parts:
         self.channels(masked=masked)
         return self.unet
 
+    def _unet(self, masked: bool) -> Any:
+        """The one that `unet_for` gives; None for one that is not loaded yet."""
+        return self._inpaint if masked and self.defaults.inpaint is not None else self.unet
+
     def channels(self, *, masked: bool) -> int:
         """How many channels the UNet takes that runs with a mask, or without one; raises UsageError like `unet_for`."""
         own: int = self.unet.config.in_channels
@@ -213,10 +217,9 @@ class Parts:
 
         Raises WeightsError where a file is another now than the one that was loaded.
         """
-        inpaint = self._inpaint if masked and self.defaults.inpaint is not None else None
-        unet = self.unet if inpaint is None else inpaint
-        for part in (unet, self.vae, self.scheduler, *self.text_encoders, *self._tokenizers):
-            weights.check_unchanged(part)
+        for part in (self._unet(masked), self.vae, self.scheduler, *self.text_encoders, *self._tokenizers):
+            if part is not None:
+                weights.check_unchanged(part)
         return part_hashes(self.source, self.defaults, masked=masked)
 
     def net_hashes(self, control: Control) -> dict[str, str] | None:
@@ -242,7 +245,7 @@ class Parts:
         if self.device.type != "cpu":
             return 0
         inpaint = self.defaults.inpaint if masked else None
-        unet = self.unet if inpaint is None else self._inpaint
+        unet = self._unet(masked)
         copies = 0
         if added and unet is not None:
             copies = self._adapting.more_bytes(unet, added)

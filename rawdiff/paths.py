@@ -18,6 +18,7 @@ __all__ = [
     "is_file",
     "is_folder",
     "is_there",
+    "leads_inside",
     "remove_empty",
 ]
 
@@ -79,6 +80,14 @@ def remove_empty(folders: Iterable[Path]) -> None:
     for folder in folders:
         with contextlib.suppress(OSError):
             folder.rmdir()
+
+
+def leads_inside(path: Path, folder: Path) -> bool | None:
+    """Whether it lies in the folder, links followed; None for one that cannot be followed."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # a link to itself is the second before Python 3.13
+        return None
 
 
 def is_there(path: str | Path) -> bool:

@@ -361,6 +361,15 @@ def test_nothing_is_swept_outside(here: Path) -> None:
     assert left.exists()
 
 
+def test_a_folder_that_is_a_link_to_itself_fails_its_item_alone(here: Path) -> None:
+    (here / "output_images").mkdir()
+    (here / "output_images" / "loop").symlink_to("loop")
+    path = write(here / "m.jsonl", quick("a", out="loop/a.png"), quick("b", seed=1, out="b.png"))
+    done = rawdiff("batch", path)
+    assert (done.code, done.lines) == (7, ["output_images/b.png"])
+    assert "line 1: out 'loop/a.png': its folder cannot be followed; choose another name" in done.err
+
+
 def test_no_process_is_asked_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Signal 0 is Ctrl-C there."""
     assert batches._is_alive(os.getpid())

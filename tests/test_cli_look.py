@@ -261,10 +261,12 @@ def test_help_groups_the_options_and_shows_examples() -> None:
 
 
 def test_names_of_other_tools_lead_to_options_that_are_there() -> None:
-    gen = typer.main.get_command(app).commands["gen"]  # type: ignore[attr-defined]
-    options = {name for parameter in gen.params for name in parameter.opts}
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    every = {name for one in commands.values() for parameter in one.params for name in parameter.opts}
+    options = {name for parameter in commands["gen"].params for name in parameter.opts}
     for elsewhere in NAMES:
-        assert f"--{elsewhere}" not in options
+        assert f"--{elsewhere}" not in every
+        assert f"-{elsewhere}" not in every
         assert named_here(f"--{elsewhere}", options) in options
     assert named_here("--colour", options) is None
 

@@ -111,7 +111,7 @@ def _as_known_here(error: Any) -> str:
     option = getattr(error, "option_name", "")
     options = [name for one in error.ctx.command.params for name in one.opts] if option and error.ctx else []
     here = named_here(option, options)
-    if here is None or option in options:
+    if here is None:
         return str(error.format_message()).rstrip(".")
     return f"No such option: {option}; rawdiff calls it {here}"
 

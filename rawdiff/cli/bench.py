@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from rawdiff.cli import drawing, options
-from rawdiff.cli.talk import ask, complete
+from rawdiff.cli.talk import ask
 from rawdiff.cli.terminal import printable
 from rawdiff.jobs.words import request_from_words
 from rawdiff.paths import expanded
@@ -127,15 +127,14 @@ def bench(
     where: dict[str, Any] = {"model": model, "revision": revision, "device": device, "dtype": dtype}
     where |= {"speed": speed, "memory": memory, "vae": vae, "backend": backend}
     console = options.console_of(context)
-    request = request_from_words(words)
-    asked = ask(request, console)
-    request = complete(request, asked).check()
+    words |= ask(request_from_words(words), console)
+    request = request_from_words(words).check()
 
     from rawdiff.jobs.place import Place
     from rawdiff.study.bench import Settings, study
 
     settings = Settings(repeat, not no_proposals, tuple(only or ()), json_file, html_file, overwrite)
-    words |= {**asked, "net": net, "offline": offline or None, **where}
+    words |= {"net": net, "offline": offline or None, **where}
     place = Place.from_words(net or (), offline=offline, **where)
     for line in study(request, place, words, settings, console.say):
         print(printable(line), flush=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from rawdiff.cli import drawing, options
-from rawdiff.cli.talk import ask, complete, picture_line, print_plan
+from rawdiff.cli.talk import ask, picture_line, print_plan
 from rawdiff.cli.terminal import Progress, print_timings
 from rawdiff.jobs.words import request_from_words
 
@@ -132,14 +132,15 @@ def gen(
 ) -> None:
     """Draw pictures from words, from maps of depth, normals or edges, and from pictures.
 
-    Their paths go to standard output, everything else to standard error.
+    Their paths go to standard output (with --dry-run the plan), everything else to standard error.
 
     Each picture carries its recipe, from which [cyan]--from[/cyan] makes it again.
     """
-    request = request_from_words({**drawing.words_of(locals()), "count": count})
+    words = {**drawing.words_of(locals()), "count": count}
+    request = request_from_words(words)
     console = options.console_of(context)
     if remake is None or prompt == "-":
-        request = complete(request, ask(request, console))
+        request = request_from_words({**words, **ask(request, console)})
     if remake is None:
         request.check()  # before anything heavy is imported
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +10,11 @@ from rawdiff.cli.terminal import Console
 from rawdiff.errors import UsageError
 from rawdiff.geometry import format_size
 from rawdiff.jobs.request import Request
-from rawdiff.jobs.words import request_from_words
 
 if TYPE_CHECKING:
     from rawdiff.jobs.job import Drawn, Job
 
-__all__ = ["ask", "complete", "picture_line", "print_plan"]
+__all__ = ["ask", "picture_line", "print_plan"]
 
 
 def ask(request: Request, console: Console) -> dict[str, Any]:
@@ -36,13 +33,6 @@ def ask(request: Request, console: Console) -> dict[str, Any]:
         depth = console.ask("Depth map (a path; empty for none)?")
         said |= {"depth": depth} if depth else {}
     return said
-
-
-def complete(request: Request, said: Mapping[str, Any]) -> Request:
-    """The request with what `ask` was told."""
-    if request.prompt == "-":
-        return replace(request, **said)
-    return request.merged(request_from_words(said)) if said else request
 
 
 def picture_line(path: Path, drawn: Drawn) -> str:

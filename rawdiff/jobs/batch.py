@@ -24,6 +24,7 @@ from rawdiff.jobs.manifest import Item, check_there, read_manifest
 from rawdiff.jobs.output import Output, check_batch, find_folder
 from rawdiff.jobs.place import Place, open_workshop, start_probe
 from rawdiff.jobs.workshop import DeviceFailedError, Workshop
+from rawdiff.paths import leads_inside
 from rawdiff.probes import Probe
 from rawdiff.say import Say, say_on_stderr
 
@@ -172,7 +173,7 @@ class _Round:
             names = (item.out for item in self.items if item.out is not None)
             for folder in {self.folder, *((self.folder / name).parent for name in names)}:
                 with contextlib.suppress(OSError):  # what is wrong with a name is its item's to tell
-                    if _is_inside(folder, self.folder):
+                    if leads_inside(folder, self.folder):
                         _sweep(folder)
         album = Album(self.folder)
         try:
@@ -248,7 +249,10 @@ class _Round:
 def _check_free(folder: Path, name: str) -> None:
     """Raise InputError where a picture that an item names would take another's place, or leave the folder."""
     path = folder / name
-    if not _is_inside(path.parent, folder):
+    inside = leads_inside(path.parent, folder)
+    if inside is None:
+        raise InputError(f"out {name!r}: its folder cannot be followed; choose another name")
+    if not inside:
         raise InputError(
             f"out {name!r}: its folder is a link that leads out of {folder}; choose another name"
         )
@@ -262,11 +266,6 @@ def _check_free(folder: Path, name: str) -> None:
             raise InputError(
                 f"out {name!r}: {folder} holds {taken[0]!r} already, with another recipe; choose another name"
             )
-
-
-def _is_inside(path: Path, folder: Path) -> bool:
-    """Whether it is in the folder still where links are followed."""
-    return path.resolve().is_relative_to(folder.resolve())
 
 
 def _sweep(folder: Path) -> None:

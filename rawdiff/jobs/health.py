@@ -13,13 +13,12 @@ from typing import Literal
 
 import torch
 
-from rawdiff import images, openvino, weights
+from rawdiff import openvino, weights
 from rawdiff.errors import RawdiffError, ResourceError
 from rawdiff.files import parts_of
 from rawdiff.images.opencv import opencv
-from rawdiff.jobs.output import OUTPUT_FOLDER, find_folder
+from rawdiff.jobs.output import OUTPUT_FOLDER, Output, find_folder
 from rawdiff.jobs.workshop import MODEL_VARIABLE, named_model
-from rawdiff.paths import absent, remove_empty
 from rawdiff.version import __version__
 
 __all__ = ["Finding", "check_all", "worst"]
@@ -112,11 +111,7 @@ def _devices() -> Iterator[Finding]:
 
 
 def _writable(folder: Path) -> str:
-    made = absent(folder)
-    try:
-        images.check_writable(folder)
-    finally:
-        remove_empty(made)
+    Output(folder).ready().abandon()
     return f"{folder} takes files"
 
 

@@ -24,7 +24,7 @@ from rawdiff.images import name_key, picture_name
 from rawdiff.jobs.request import Request
 from rawdiff.jobs.words import request_from_words
 from rawdiff.limits import MAX_SEED, is_name
-from rawdiff.paths import check_name, is_there
+from rawdiff.paths import check_name, is_there, leads_inside
 from rawdiff.recipe import canonical
 
 __all__ = ["KEYS", "Item", "check_there", "read_manifest"]
@@ -256,13 +256,10 @@ def _inside(folder: Path, path: str, where: str) -> str:
         raise InputError(
             f"{where}: path {path[:120]!a} leads out of the manifest's folder; expected one inside it"
         )
-    try:
-        real, home = (folder / given).resolve(), folder.resolve()
-    except (OSError, RuntimeError, ValueError):
-        raise InputError(
-            f"{where}: path {path[:120]!a} cannot be followed; expected one inside the folder"
-        ) from None
-    if not real.is_relative_to(home):
+    inside = leads_inside(folder / given, folder)
+    if inside is None:
+        raise InputError(f"{where}: path {path[:120]!a} cannot be followed; expected one inside the folder")
+    if not inside:
         raise InputError(
             f"{where}: path {path[:120]!a} leads out of the manifest's folder by a link: copy the file there"
         )
